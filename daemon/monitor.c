@@ -1,0 +1,348 @@
+/*
+ * The monitor's event loop: channels to master, workers, account checkers and agents.
+ *
+ * Every message is received through message_receive, which knows who may send what. A worker or
+ * checker that breaks the protocol loses its channel; an agent that does is killed.
+ */
+#include "config.h"
+
+#include "daemon/monitor.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/signalfd.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "daemon/role.h"
+
+#define EVENTS_MAX	 64
+#define MESSAGES_A_ROUND 32 /* from one channel before the others get their turn */
+
+struct monitor_channel *
+monitor_channel_add(struct monitor *monitor, enum monitor_channel_kind kind, int fd)
+{
+	struct monitor_channel *channel = calloc(1, sizeof *channel);
+	struct epoll_event event = { .events = EPOLLIN, .data.ptr = channel };
+	int flags = fcntl(fd, F_GETFL);
+
+	if (channel == NULL || flags == -1 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) == -1 ||
+	    epoll_ctl(monitor->epoll_fd, EPOLL_CTL_ADD, fd, &event) == -1) {
+		free(channel);
+		close(fd);
+		return NULL;
+	}
+	channel->kind = kind;
+	channel->fd = fd;
+	channel->next = monitor->channels;
+	monitor->channels = channel;
+	return channel;
+}
+
+void
+monitor_channel_close(struct monitor *monitor, struct monitor_channel *channel)
+{
+	(void)monitor; /* closing removes it from the epoll set: nobody else holds a duplicate */
+	if (channel->closed)
+		return;
+	close(channel->fd);
+	channel->closed = true;
+}
+
+static void
+free_closed_channels(struct monitor *monitor)
+{
+	struct monitor_channel **link = &monitor->channels;
+
+	while (*link != NULL) {
+		struct monitor_channel *channel = *link;
+		if (channel->closed) {
+			*link = channel->next;
+			free(channel);
+		} else {
+			link = &channel->next;
+		}
+	}
+}
+
+static struct monitor_channel *
+find_worker(struct monitor *monitor, uint32_t worker)
+{
+	for (struct monitor_channel *channel = monitor->channels; channel != NULL;
+	     channel = channel->next) {
+		if (channel->kind == CHANNEL_WORKER && channel->worker == worker &&
+		    !channel->closed)
+			return channel;
+	}
+	return NULL;
+}
+
+static void
+worker_lost(struct monitor *monitor, struct monitor_channel *channel)
+{
+	monitor_sessions_remove_worker(monitor->sessions, channel->worker);
+	monitor_channel_close(monitor, channel);
+}
+
+void
+monitor_send(struct monitor *monitor, uint32_t worker, enum message_type type, const void *payload,
+	     const void *tail, size_t tail_size, const int *fds, unsigned fd_count)
+{
+	struct monitor_channel *channel = find_worker(monitor, worker);
+	struct error error;
+
+	if (channel == NULL)
+		return; /* it has died: its sessions with it */
+	if (message_send(channel->fd, type, payload, tail, tail_size, fds, fd_count, &error) == 0)
+		return;
+	if (error.code != ERROR_CLOSED)
+		log_write(monitor->log, LOG_LEVEL_ERROR, "worker %u does not read: %s", worker,
+			  error.text);
+	worker_lost(monitor, channel);
+}
+
+/* ---- messages ---- */
+
+static void
+from_master(struct monitor *monitor, struct message *message)
+{
+	const struct message_channel *payload = &message->payload.channel;
+	struct monitor_channel *channel;
+
+	switch (message->header.type) {
+	case MESSAGE_CHANNEL:
+		channel = monitor_channel_add(
+		    monitor, payload->role == ROLE_WORKER ? CHANNEL_WORKER : CHANNEL_AUTH,
+		    message_take_fd(message, 0));
+		if (channel == NULL) {
+			log_write(monitor->log, LOG_LEVEL_ERROR, "cannot watch a new channel");
+			break;
+		}
+		channel->worker = payload->worker;
+		channel->role = (enum role)payload->role;
+		break;
+	case MESSAGE_CHANNEL_GONE:
+		channel = find_worker(monitor, payload->worker);
+		if (channel != NULL)
+			worker_lost(monitor, channel);
+		break;
+	case MESSAGE_DRAIN:
+		monitor->draining = true;
+		break;
+	default:
+		break;
+	}
+}
+
+static void
+from_worker(struct monitor *monitor, struct monitor_channel *channel, struct message *message)
+{
+	bool kept = true;
+
+	switch (message->header.type) {
+	case MESSAGE_UPDATE:
+		kept = monitor_update(monitor, channel->worker, message);
+		break;
+	case MESSAGE_SESSION_END:
+		kept = monitor_session_end(monitor, channel->worker, message);
+		break;
+	default:
+		break;
+	}
+	if (!kept) {
+		log_write(monitor->log, LOG_LEVEL_ERROR,
+			  "worker %u spoke of a session out of turn: channel closed",
+			  channel->worker);
+		worker_lost(monitor, channel);
+	}
+}
+
+static enum role
+sender_of(const struct monitor_channel *channel)
+{
+	switch (channel->kind) {
+	case CHANNEL_MASTER:
+		return ROLE_MASTER;
+	case CHANNEL_WORKER:
+		return ROLE_WORKER;
+	case CHANNEL_AGENT:
+		return ROLE_AGENT;
+	default:
+		return channel->role;
+	}
+}
+
+static void
+dispatch(struct monitor *monitor, struct monitor_channel *channel, struct message *message)
+{
+	switch (channel->kind) {
+	case CHANNEL_MASTER:
+		from_master(monitor, message);
+		break;
+	case CHANNEL_WORKER:
+		from_worker(monitor, channel, message);
+		break;
+	case CHANNEL_AUTH:
+		monitor_verdict(monitor, &message->payload.verdict, channel->role);
+		break;
+	case CHANNEL_AGENT:
+		monitor_agent_message(monitor, channel->job, message);
+		break;
+	case CHANNEL_SIGNALS:
+		break;
+	}
+}
+
+/* The channel has ended, or its peer broke the protocol. */
+static void
+channel_ended(struct monitor *monitor, struct monitor_channel *channel, const struct error *error)
+{
+	if (error->code != ERROR_CLOSED)
+		log_write(monitor->log, LOG_LEVEL_ERROR, "bad message: %s", error->text);
+	switch (channel->kind) {
+	case CHANNEL_MASTER:
+		monitor->draining = true;
+		monitor_channel_close(monitor, channel);
+		break;
+	case CHANNEL_WORKER:
+		worker_lost(monitor, channel);
+		break;
+	case CHANNEL_AGENT:
+		if (error->code != ERROR_CLOSED)
+			kill(channel->job->agent, SIGKILL);
+		monitor_agent_gone(monitor, channel->job);
+		break;
+	default:
+		monitor_channel_close(monitor, channel);
+		break;
+	}
+}
+
+static void
+receive(struct monitor *monitor, struct monitor_channel *channel)
+{
+	struct message message;
+	struct error error;
+	bool got;
+
+	for (unsigned i = 0; i < MESSAGES_A_ROUND && !channel->closed; i++) {
+		if (message_receive(channel->fd, sender_of(channel), ROLE_MONITOR, &message, &got,
+				    &error) == -1) {
+			channel_ended(monitor, channel, &error);
+			return;
+		}
+		if (!got)
+			return;
+		dispatch(monitor, channel, &message);
+		message_close(&message);
+	}
+}
+
+static void
+reap_children(struct monitor *monitor)
+{
+	struct signalfd_siginfo information;
+
+	while (read(monitor->signal_fd, &information, sizeof information) > 0)
+		continue;
+	/* what became of an agent is learnt from its channel */
+	while (waitpid(-1, NULL, WNOHANG) > 0)
+		continue;
+}
+
+/* ---- the loop ---- */
+
+static int
+shorter(int a, int b)
+{
+	if (a == -1 || b == -1)
+		return a == -1 ? b : a;
+	return a < b ? a : b;
+}
+
+static bool
+workers_left(const struct monitor *monitor)
+{
+	for (const struct monitor_channel *channel = monitor->channels; channel != NULL;
+	     channel = channel->next) {
+		if (channel->kind == CHANNEL_WORKER && !channel->closed)
+			return true;
+	}
+	return false;
+}
+
+static bool
+master_alive(const struct monitor *monitor)
+{
+	for (const struct monitor_channel *channel = monitor->channels; channel != NULL;
+	     channel = channel->next) {
+		if (channel->kind == CHANNEL_MASTER)
+			return !channel->closed;
+	}
+	return false;
+}
+
+/* Jobs that only wait (a recovery that failed) do not hold up the end: the next start tries again.
+ */
+static bool
+jobs_left(const struct monitor *monitor)
+{
+	for (const struct job *job = monitor->jobs; job != NULL; job = job->next) {
+		if (job->phase == JOB_RUNNING || (job->kind == JOB_UPDATE && !job->answered))
+			return true;
+	}
+	return false;
+}
+
+static bool
+finished(const struct monitor *monitor)
+{
+	if (!monitor->draining || jobs_left(monitor))
+		return false;
+	return !master_alive(monitor) || !workers_left(monitor);
+}
+
+static int
+sweep_wait(struct monitor *monitor)
+{
+	int64_t now = monitor_now_ms();
+
+	if (!monitor->others_alive && !monitor->journals.foreign)
+		return -1;
+	if (now >= monitor->next_sweep_ms) {
+		monitor_sweep(monitor);
+		monitor->next_sweep_ms = now + MONITOR_SWEEP_MS;
+	}
+	return (int)(monitor->next_sweep_ms - now);
+}
+
+int
+monitor_run(struct monitor *monitor)
+{
+	struct epoll_event events[EVENTS_MAX];
+
+	for (;;) {
+		int wait = shorter(monitor_jobs_run(monitor), sweep_wait(monitor));
+		int count;
+		if (finished(monitor))
+			return ROLE_EXIT_DONE;
+		count = epoll_wait(monitor->epoll_fd, events, EVENTS_MAX, wait);
+		if (count == -1 && errno != EINTR) {
+			log_write(monitor->log, LOG_LEVEL_ERROR, "epoll_wait: errno %d", errno);
+			return ROLE_EXIT_FAILED;
+		}
+		for (int i = 0; i < count; i++) {
+			struct monitor_channel *channel = events[i].data.ptr;
+			if (channel->closed)
+				continue;
+			if (channel->kind == CHANNEL_SIGNALS)
+				reap_children(monitor);
+			else
+				receive(monitor, channel);
+		}
+		free_closed_channels(monitor);
+	}
+}

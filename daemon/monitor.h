@@ -1,0 +1,258 @@
+/*
+ * The monitor: the small privileged process that turns verdicts into open maildrops.
+ *
+ * It holds the table session -> verified user, forks user agents, and owns dot-locks, session files
+ * and journals on names derived from the verified user. It sees no password and parses neither mail
+ * nor protocol. Messages from workers are checked against the table: a worker can speak of its own
+ * sessions only.
+ *
+ * Rooms: monitor.c (loop and channels), monitor_sessions.c (the table), monitor_jobs.c (opening and
+ * updating, step by step), monitor_journal.c (the pool of journals), monitor_sweep.c (what a
+ * monitor that died has left), user_agent*.c (what runs as the mailbox owner).
+ */
+#ifndef QPOPPER_DAEMON_MONITOR_H
+#define QPOPPER_DAEMON_MONITOR_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "daemon/message.h"
+#include "lib/lock.h"
+#include "lib/log.h"
+#include "lib/passwd_file.h"
+#include "lib/settings.h"
+#include "lib/spool.h"
+
+#define MONITOR_AGENTS_MAX	     64 /* agents at the same time */
+#define MONITOR_AGENTS_PER_USER	     4 /* of them for one uid: who hangs his own harms nobody else */
+#define MONITOR_JOURNALS_MAX	     256
+#define MONITOR_AGENT_OPEN_SECONDS   300  /* then an opening agent is killed */
+#define MONITOR_AGENT_UPDATE_SECONDS 1800 /* then an updating one is killed and recovery goes on   \
+					   */
+#define MONITOR_LOCK_RETRY_MS	  200
+#define MONITOR_RECOVERY_RETRY_MS 30000
+#define MONITOR_SWEEP_MS	  1000
+
+/* ---- table of sessions ---- */
+
+enum monitor_session_state {
+	SESSION_OPENING = 1,
+	SESSION_OPEN,
+	SESSION_UPDATING
+};
+
+struct monitor_session {
+	uint64_t session; /* 0: free slot */
+	uint32_t worker;
+	uint32_t uid;
+	uint32_t gid;
+	uint32_t state; /* enum monitor_session_state */
+	bool virtual_user;
+	char user[MESSAGE_NAME_MAX + 1];
+};
+
+struct monitor_sessions;
+
+/* A table for at most maximum sessions, in memory that forked agents do not inherit. */
+struct monitor_sessions *monitor_sessions_new(uint32_t maximum);
+void monitor_sessions_free(struct monitor_sessions *sessions);
+/* The entry of that session if it belongs to that worker, or NULL. Valid until the next change. */
+struct monitor_session *monitor_sessions_find(struct monitor_sessions *sessions, uint64_t session,
+					      uint32_t worker);
+/* A new zeroed entry with session and worker set; NULL when it exists already or the table is full.
+ */
+struct monitor_session *monitor_sessions_add(struct monitor_sessions *sessions, uint64_t session,
+					     uint32_t worker);
+void monitor_sessions_remove(struct monitor_sessions *sessions, uint64_t session);
+/* Forget every session of a worker that is gone, but those in SESSION_UPDATING. */
+void monitor_sessions_remove_worker(struct monitor_sessions *sessions, uint32_t worker);
+uint32_t monitor_sessions_count(const struct monitor_sessions *sessions);
+
+/* ---- journals ---- */
+
+/* Who a journal in force belongs to: written by the monitor alone, so that recovery can trust it.
+ */
+struct journal_owner {
+	uint32_t uid;
+	uint32_t gid;
+	bool private_directory;
+	struct dot_lock dot_lock;
+	char user[MESSAGE_NAME_MAX + 1];
+	struct spool_names names;
+};
+
+struct journal_slot {
+	uint32_t number;
+	bool busy;
+	int journal_fd; /* O_RDWR: handed to the agent */
+	int owner_fd;	/* O_RDWR: the monitor's alone */
+	int lock_fd;	/* O_RDONLY on the owner file, flocked; the agent has a copy: the slot is
+			   taken as long as either lives */
+};
+
+struct journal_pool {
+	int directory_fd;				 /* state-dir/journal */
+	struct journal_slot slots[MONITOR_JOURNALS_MAX]; /* those that we hold the lock of */
+	uint32_t count;
+	bool foreign; /* some slot is locked by another process: look again */
+};
+
+/* Open (and create) state_dir/journal. */
+int journal_pool_open(struct journal_pool *pool, const char *state_dir, struct error *error);
+/*
+ * Claim slots that exist on disk and that nobody holds; found is called for each whose owner record
+ * is in use (a crash left it), with the slot marked busy.
+ */
+int journal_pool_claim(struct journal_pool *pool,
+		       void (*found)(void *context, struct journal_slot *slot,
+				     const struct journal_owner *owner),
+		       void *context, struct error *error);
+/* A free slot, created when there is none; marked busy. */
+int journal_slot_take(struct journal_pool *pool, struct journal_slot **slot_out,
+		      struct error *error);
+/* Write the owner record; it becomes durable by the agent's fdatasync of lock_fd. */
+int journal_slot_assign(struct journal_slot *slot, const struct journal_owner *owner,
+			struct error *error);
+/* The journal is void: mark the slot free again. */
+int journal_slot_release(struct journal_slot *slot, struct error *error);
+/* Keep a journal that matches no spool for the administrator: rename it and forget the slot. */
+int journal_slot_set_aside(struct journal_pool *pool, struct journal_slot *slot, const char *user,
+			   struct error *error);
+
+/* ---- jobs ---- */
+
+enum job_kind {
+	JOB_OPEN,
+	JOB_UPDATE,
+	JOB_RECOVER
+};
+
+enum job_phase {
+	JOB_QUEUED,   /* waits for room among the agents */
+	JOB_LOCKING,  /* tries for session lock and dot-lock until the deadline */
+	JOB_RUNNING,  /* an agent is at work */
+	JOB_DEFERRED, /* a recovery failed: tried again later, locks kept */
+	JOB_FINISHED,
+};
+
+struct monitor_channel;
+
+struct job {
+	struct job *next;
+	enum job_kind kind;
+	enum job_phase phase;
+	uint64_t session; /* 0: recovery of what a crash left */
+	uint32_t worker;
+	uint32_t uid;
+	uint32_t gid;
+	char user[MESSAGE_NAME_MAX + 1];
+	bool private_directory; /* not the shared spool directory: the agent takes the locks */
+	struct spool_names names;
+
+	int session_lock_fd;
+	bool dot_locked;
+	struct dot_lock dot_lock;
+	int spool_fd; /* duplicate of the agent's locked spool: keeps the kernel locks */
+	struct journal_slot *slot;
+	uint32_t attempts;
+
+	pid_t agent;
+	struct monitor_channel *channel; /* to the agent */
+	bool agent_locked;		 /* AGENT_LOCKED was seen */
+	bool agent_finished;		 /* its result was seen */
+	bool recover;			 /* the journal may be in force */
+	bool answered;			 /* the worker has its answer */
+
+	struct message_update update; /* JOB_UPDATE */
+	void *deletions;	      /* inline records; owned */
+	size_t deletions_size;
+	int deletions_fd; /* or a memfd */
+
+	int64_t started_ms; /* CLOCK_MONOTONIC */
+	int64_t deadline_ms;
+	int64_t next_ms;
+	int64_t refresh_ms;
+};
+
+/* ---- the process ---- */
+
+enum monitor_channel_kind {
+	CHANNEL_MASTER,
+	CHANNEL_SIGNALS,
+	CHANNEL_WORKER,
+	CHANNEL_AUTH,
+	CHANNEL_AGENT
+};
+
+struct monitor_channel {
+	struct monitor_channel *next;
+	enum monitor_channel_kind kind;
+	int fd;
+	uint32_t worker; /* CHANNEL_WORKER */
+	enum role role;	 /* CHANNEL_AUTH: auth or verifier */
+	struct job *job; /* CHANNEL_AGENT; NULL once the job is gone */
+	bool closed;	 /* to be freed after the current round of events */
+};
+
+struct monitor {
+	const struct settings *settings;
+	struct log *log;
+	bool privileged;
+	bool draining;
+	int epoll_fd;
+	int signal_fd;
+	int spool_directory_fd; /* -1 when spool-dir cannot be opened: tried again at each login */
+	int temp_directory_fd;	/* the same descriptor where temp-dir is empty */
+	int state_directory_fd;
+	int self_fd; /* our monitor.PID file, flocked while we live */
+	struct monitor_channel *channels;
+	struct monitor_sessions *sessions;
+	struct job *jobs;
+	uint32_t agents;
+	struct journal_pool journals;
+	struct passwd_file
+	    *passwd_file; /* without hashes; NULL unless authentication = passwd-file */
+	int64_t passwd_checked_ms;
+	int64_t next_sweep_ms;
+	bool others_alive; /* another monitor lives: sweep again */
+};
+
+int64_t monitor_now_ms(void);
+
+/* Run until the master is gone (or has drained us) and every job is done. Returns the exit status.
+ */
+int monitor_run(struct monitor *monitor);
+
+/* Send to a worker; a worker that is gone or does not read loses its channel. */
+void monitor_send(struct monitor *monitor, uint32_t worker, enum message_type type,
+		  const void *payload, const void *tail, size_t tail_size, const int *fds,
+		  unsigned fd_count);
+
+/* A channel that the loop watches; NULL when out of memory (fd is closed then). */
+struct monitor_channel *monitor_channel_add(struct monitor *monitor, enum monitor_channel_kind kind,
+					    int fd);
+void monitor_channel_close(struct monitor *monitor, struct monitor_channel *channel);
+
+/* monitor_jobs.c: what messages and time bring about. */
+void monitor_verdict(struct monitor *monitor, const struct message_verdict *verdict,
+		     enum role from);
+/* False if the worker broke the protocol: its channel is to be closed. */
+bool monitor_session_end(struct monitor *monitor, uint32_t worker, struct message *message);
+bool monitor_update(struct monitor *monitor, uint32_t worker, struct message *message);
+void monitor_agent_message(struct monitor *monitor, struct job *job, struct message *message);
+/* The agent's channel has closed: it has finished or died. */
+void monitor_agent_gone(struct monitor *monitor, struct job *job);
+void monitor_recover(struct monitor *monitor, struct journal_slot *slot,
+		     const struct journal_owner *owner);
+/* Advance every job; returns the milliseconds until the next thing is due, -1 for none. */
+int monitor_jobs_run(struct monitor *monitor);
+
+/* monitor_agents.c: forking the agent that a job needs next. */
+int monitor_agent_start(struct monitor *monitor, struct job *job, struct error *error);
+
+/* monitor_sweep.c: announce ourselves, and clean up after monitors that died. */
+int monitor_announce(struct monitor *monitor, struct error *error);
+void monitor_sweep(struct monitor *monitor);
+
+#endif

@@ -1,0 +1,290 @@
+/*
+ * The pool of journals, in state-dir/journal, which only the service can enter: so a user at the
+ * end of his quota can delete, and nobody can plant a journal. N.journal holds what an update agent
+ * writes; N.owner says on whose behalf and is written by the monitor alone.
+ */
+#include "config.h"
+
+#include "daemon/monitor.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include "lib/expunge.h"
+
+#define OWNER_MAGIC	 "qpowner1"
+#define OWNER_SIZE	 4096
+#define JOURNAL_NAME_MAX 128
+
+/* N.owner on disk: the native layout of this machine, where alone it is read. */
+struct owner_record {
+	char magic[8];
+	uint32_t in_use;
+	uint32_t reserved;
+	struct journal_owner owner;
+	uint64_t checksum; /* XXH3 of all that stands before it */
+};
+_Static_assert(sizeof(struct owner_record) <= OWNER_SIZE, "the owner record is one page");
+
+static uint64_t
+record_checksum(const struct owner_record *record)
+{
+	return XXH3_64bits(record, offsetof(struct owner_record, checksum));
+}
+
+int
+journal_pool_open(struct journal_pool *pool, const char *state_dir, struct error *error)
+{
+	int state_fd;
+	int result = -1;
+
+	*pool = (struct journal_pool){ .directory_fd = -1 };
+	if (spool_open_directory(state_dir, &state_fd, error) == -1)
+		return -1;
+	if (mkdirat(state_fd, "journal", 0700) == -1 && errno != EEXIST) {
+		error_set_errno(error, errno, "cannot create %s/journal", state_dir);
+		goto out;
+	}
+	pool->directory_fd =
+	    openat(state_fd, "journal", O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	if (pool->directory_fd == -1) {
+		error_set_errno(error, errno, "cannot open %s/journal", state_dir);
+		goto out;
+	}
+	result = 0;
+out:
+	close(state_fd);
+	return result;
+}
+
+static void
+slot_close(struct journal_slot *slot)
+{
+	if (slot->journal_fd != -1)
+		close(slot->journal_fd);
+	if (slot->owner_fd != -1)
+		close(slot->owner_fd);
+	if (slot->lock_fd != -1)
+		close(slot->lock_fd);
+}
+
+/* Open one of the slot's files; create it when asked for. */
+static int
+slot_open_file(const struct journal_pool *pool, uint32_t number, const char *suffix, int flags,
+	       struct error *error)
+{
+	char name[JOURNAL_NAME_MAX];
+	int fd;
+
+	snprintf(name, sizeof name, "%u.%s", number, suffix);
+	fd = openat(pool->directory_fd, name, flags | O_NOFOLLOW | O_CLOEXEC, 0600);
+	if (fd == -1)
+		return error_set_errno(error, errno, "cannot open journal %s", name);
+	return fd;
+}
+
+/*
+ * Open slot `number` and take its lock. *taken_out is false when another process holds it. A slot
+ * that is new gets its full size now, so that no update can run out of space in its journal.
+ */
+static int
+slot_open(const struct journal_pool *pool, uint32_t number, bool create, struct journal_slot *slot,
+	  bool *taken_out, struct error *error)
+{
+	int flags = O_RDWR | (create ? O_CREAT : 0);
+
+	*slot = (struct journal_slot){
+		.number = number, .journal_fd = -1, .owner_fd = -1, .lock_fd = -1
+	};
+	*taken_out = false;
+	if ((slot->owner_fd = slot_open_file(pool, number, "owner", flags, error)) == -1 ||
+	    (slot->lock_fd = slot_open_file(pool, number, "owner", O_RDONLY, error)) == -1 ||
+	    (slot->journal_fd = slot_open_file(pool, number, "journal", O_RDWR | O_CREAT, error)) ==
+		-1)
+		goto failed;
+	if (flock(slot->lock_fd, LOCK_EX | LOCK_NB) == -1) {
+		if (errno != EWOULDBLOCK) {
+			error_set_errno(error, errno, "cannot lock journal %u", number);
+			goto failed;
+		}
+		slot_close(slot);
+		return 0;
+	}
+	errno = posix_fallocate(slot->journal_fd, 0, EXPUNGE_JOURNAL_SIZE);
+	if (errno != 0) {
+		error_set_errno(error, errno, "cannot reserve %u bytes for journal %u",
+				EXPUNGE_JOURNAL_SIZE, number);
+		goto failed;
+	}
+	*taken_out = true;
+	return 0;
+failed:
+	slot_close(slot);
+	return -1;
+}
+
+/* Read the owner record; false when the slot is free. A torn record was never relied upon: the
+ * agent syncs it before the commit point. */
+static bool
+slot_read_owner(const struct journal_slot *slot, struct journal_owner *owner_out)
+{
+	struct owner_record record;
+
+	if (pread(slot->owner_fd, &record, sizeof record, 0) != (ssize_t)sizeof record ||
+	    memcmp(record.magic, OWNER_MAGIC, sizeof record.magic) != 0 || record.in_use != 1 ||
+	    record.checksum != record_checksum(&record))
+		return false;
+	*owner_out = record.owner;
+	return true;
+}
+
+static bool
+pool_holds(const struct journal_pool *pool, uint32_t number)
+{
+	for (uint32_t i = 0; i < pool->count; i++) {
+		if (pool->slots[i].number == number)
+			return true;
+	}
+	return false;
+}
+
+static bool
+slot_exists(const struct journal_pool *pool, uint32_t number)
+{
+	char name[JOURNAL_NAME_MAX];
+
+	snprintf(name, sizeof name, "%u.owner", number);
+	return faccessat(pool->directory_fd, name, F_OK, 0) == 0;
+}
+
+int
+journal_pool_claim(struct journal_pool *pool,
+		   void (*found)(void *context, struct journal_slot *slot,
+				 const struct journal_owner *owner),
+		   void *context, struct error *error)
+{
+	pool->foreign = false;
+	for (uint32_t number = 0; number < MONITOR_JOURNALS_MAX; number++) {
+		struct journal_slot slot;
+		struct journal_owner owner;
+		bool taken;
+		if (pool_holds(pool, number))
+			continue;
+		if (!slot_exists(pool, number))
+			break;
+		if (slot_open(pool, number, false, &slot, &taken, error) == -1)
+			return -1;
+		if (!taken) {
+			pool->foreign = true;
+			continue;
+		}
+		pool->slots[pool->count++] = slot;
+		if (slot_read_owner(&slot, &owner)) {
+			pool->slots[pool->count - 1].busy = true;
+			found(context, &pool->slots[pool->count - 1], &owner);
+		}
+	}
+	return 0;
+}
+
+int
+journal_slot_take(struct journal_pool *pool, struct journal_slot **slot_out, struct error *error)
+{
+	for (uint32_t i = 0; i < pool->count; i++) {
+		if (!pool->slots[i].busy) {
+			pool->slots[i].busy = true;
+			*slot_out = &pool->slots[i];
+			return 0;
+		}
+	}
+	for (uint32_t number = 0; number < MONITOR_JOURNALS_MAX; number++) {
+		struct journal_slot slot;
+		struct journal_owner owner;
+		bool taken;
+		if (pool_holds(pool, number))
+			continue;
+		if (slot_open(pool, number, true, &slot, &taken, error) == -1)
+			return -1;
+		if (!taken)
+			continue;
+		if (slot_read_owner(&slot, &owner)) {
+			/* left by a crash: the sweep claims and recovers it */
+			slot_close(&slot);
+			pool->foreign = true;
+			continue;
+		}
+		slot.busy = true;
+		pool->slots[pool->count] = slot;
+		*slot_out = &pool->slots[pool->count++];
+		return 0;
+	}
+	return error_set(error, ERROR_LIMIT, "all %u journals are in use", MONITOR_JOURNALS_MAX);
+}
+
+static int
+slot_write(const struct journal_slot *slot, struct owner_record *record, struct error *error)
+{
+	memcpy(record->magic, OWNER_MAGIC, sizeof record->magic);
+	record->checksum = record_checksum(record);
+	return store_write(&store_io_system, slot->owner_fd, record, sizeof *record, 0,
+			   "journal owner record", error);
+}
+
+int
+journal_slot_assign(struct journal_slot *slot, const struct journal_owner *owner,
+		    struct error *error)
+{
+	struct owner_record record;
+
+	memset(&record, 0, sizeof record);
+	record.in_use = 1;
+	record.owner = *owner;
+	return slot_write(slot, &record, error);
+}
+
+int
+journal_slot_release(struct journal_slot *slot, struct error *error)
+{
+	struct owner_record record;
+
+	memset(&record, 0, sizeof record);
+	slot->busy = false;
+	return slot_write(slot, &record, error);
+}
+
+int
+journal_slot_set_aside(struct journal_pool *pool, struct journal_slot *slot, const char *user,
+		       struct error *error)
+{
+	char from[JOURNAL_NAME_MAX];
+	char to[JOURNAL_NAME_MAX];
+	int result = 0;
+
+	snprintf(from, sizeof from, "%u.journal", slot->number);
+	snprintf(to, sizeof to, "foreign-%lld-%.*s.journal", (long long)time(NULL), USER_NAME_MAX,
+		 user);
+	if (renameat(pool->directory_fd, from, pool->directory_fd, to) == -1)
+		result = error_set_errno(error, errno, "cannot set journal %s aside", from);
+	if (journal_slot_release(slot, error) == -1)
+		result = -1;
+	close(slot->journal_fd);
+	slot->journal_fd = slot_open_file(pool, slot->number, "journal", O_RDWR | O_CREAT, error);
+	if (slot->journal_fd == -1) {
+		slot->busy = true; /* unusable: never handed out again by this process */
+		return -1;
+	}
+	errno = posix_fallocate(slot->journal_fd, 0, EXPUNGE_JOURNAL_SIZE);
+	if (errno != 0) {
+		slot->busy = true;
+		return error_set_errno(error, errno, "cannot reserve space for journal %u",
+				       slot->number);
+	}
+	return result;
+}

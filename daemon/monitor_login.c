@@ -1,0 +1,203 @@
+/*
+ * From a verdict to an open maildrop: what the monitor does for a login. Trusts the account
+ * checkers' word on who it is, and nobody's on what rights that is.
+ */
+#include "config.h"
+
+#include "daemon/monitor_jobs.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static void
+answer_login(struct monitor *monitor, uint64_t session, uint32_t worker, const char *user,
+	     enum login_status status, const char *reason)
+{
+	struct message_login_result result;
+
+	memset(&result, 0, sizeof result);
+	result.session = session;
+	result.status = status;
+	snprintf(result.user, sizeof result.user, "%.*s", MESSAGE_NAME_MAX, user);
+	snprintf(result.reason, sizeof result.reason, "%.190s", reason);
+	monitor_send(monitor, worker, MESSAGE_LOGIN_RESULT, &result, NULL, 0, NULL, 0);
+}
+
+void
+monitor_login_failed(struct monitor *monitor, struct job *job, enum login_status status,
+		     const char *reason)
+{
+	monitor_remove_session_file(monitor, &job->names, job->private_directory,
+				    job->session_lock_fd);
+	monitor_sessions_remove(monitor->sessions, job->session);
+	answer_login(monitor, job->session, job->worker, job->user, status, reason);
+	if (status == LOGIN_PERMANENT || status == LOGIN_TEMPORARY)
+		log_write(monitor->log, LOG_LEVEL_ERROR, "maildrop of %s (%s/%s): %s", job->user,
+			  job->names.directory, job->names.spool, reason);
+	monitor_job_finish(monitor, job);
+}
+
+/* passwd-file may be edited while we run; a broken new one leaves the old in force. */
+static void
+refresh_passwd_file(struct monitor *monitor)
+{
+	struct passwd_file *fresh;
+	struct error error;
+	uid_t default_uid = monitor->privileged ? (uid_t)-1 : getuid();
+	gid_t default_gid = monitor->privileged ? (gid_t)-1 : getgid();
+	int64_t now = monitor_now_ms();
+
+	if (monitor->passwd_file != NULL && now - monitor->passwd_checked_ms < 1000)
+		return;
+	monitor->passwd_checked_ms = now;
+	if (monitor->passwd_file != NULL &&
+	    !passwd_file_changed(monitor->passwd_file, monitor->settings->passwd_file))
+		return;
+	if (passwd_file_load(monitor->settings->passwd_file, false, default_uid, default_gid,
+			     &fresh, &error) == -1) {
+		log_write(monitor->log, LOG_LEVEL_ERROR, "%s", error.text);
+		return;
+	}
+	passwd_file_free(monitor->passwd_file);
+	monitor->passwd_file = fresh;
+}
+
+/* The maildrop that passwd-file names for a virtual user; "" for the default. NULL: no such user.
+ */
+const struct passwd_file_user *
+monitor_virtual_user(struct monitor *monitor, const char *name)
+{
+	refresh_passwd_file(monitor);
+	return monitor->passwd_file != NULL ? passwd_file_find(monitor->passwd_file, name) : NULL;
+}
+
+void
+monitor_open_empty(struct monitor *monitor, struct job *job)
+{
+	struct monitor_session *entry =
+	    monitor_sessions_find(monitor->sessions, job->session, job->worker);
+	struct message_login_result result;
+
+	memset(&result, 0, sizeof result);
+	result.session = job->session;
+	result.flags = LOGIN_HAS_LOCK;
+	result.filesystem = SPOOL_LOCAL;
+	snprintf(result.user, sizeof result.user, "%s", job->user);
+	if (entry != NULL)
+		entry->state = SESSION_OPEN;
+	monitor_send(monitor, job->worker, MESSAGE_LOGIN_RESULT, &result, NULL, 0,
+		     &job->session_lock_fd, 1);
+	monitor_job_finish(monitor, job);
+}
+
+static bool
+verdict_user_allowed(const struct monitor *monitor, uint32_t uid)
+{
+	if (!monitor->privileged)
+		return uid == getuid();
+	return uid != 0 && (int64_t)uid > monitor->settings->block_uid;
+}
+
+/* Begin to open the maildrop of a session whose user was just verified. */
+static void
+begin_open(struct monitor *monitor, const struct message_verdict *verdict, uint32_t uid,
+	   uint32_t gid)
+{
+	struct monitor_session *entry =
+	    monitor_sessions_add(monitor->sessions, verdict->session, verdict->worker);
+	struct error error;
+	struct job *job;
+
+	if (entry == NULL) {
+		answer_login(monitor, verdict->session, verdict->worker, verdict->user,
+			     LOGIN_TEMPORARY, "too many sessions");
+		return;
+	}
+	entry->uid = uid;
+	entry->gid = gid;
+	entry->state = SESSION_OPENING;
+	entry->virtual_user = verdict->virtual_user != 0;
+	memcpy(entry->user, verdict->user, sizeof entry->user);
+	job = monitor_job_new(monitor, JOB_OPEN, verdict->session, verdict->worker);
+	if (job == NULL) {
+		monitor_sessions_remove(monitor->sessions, verdict->session);
+		answer_login(monitor, verdict->session, verdict->worker, verdict->user,
+			     LOGIN_TEMPORARY, "out of memory");
+		return;
+	}
+	job->uid = uid;
+	job->gid = gid;
+	memcpy(job->user, verdict->user, sizeof job->user);
+	job->phase = JOB_LOCKING;
+	if (monitor_job_names(monitor, job, entry->virtual_user, &error) == -1 ||
+	    (!job->private_directory && monitor_shared_directories(monitor, &error) == -1))
+		monitor_job_failed(monitor, job, &error);
+}
+
+void
+monitor_verdict(struct monitor *monitor, const struct message_verdict *verdict, enum role from)
+{
+	uint32_t uid = verdict->uid;
+	uint32_t gid = verdict->gid;
+
+	if (verdict->verdict != VERDICT_ACCEPTED) {
+		answer_login(monitor, verdict->session, verdict->worker, verdict->user,
+			     verdict->verdict == VERDICT_REFUSED ? LOGIN_REFUSED : LOGIN_TEMPORARY,
+			     verdict->reason);
+		return;
+	}
+	/* The verifier says who it is; what rights that is, stands in our own copy of the file. */
+	if (from == ROLE_VERIFIER) {
+		const struct passwd_file_user *user = monitor_virtual_user(monitor, verdict->user);
+		if (user == NULL || verdict->virtual_user != 1) {
+			answer_login(monitor, verdict->session, verdict->worker, verdict->user,
+				     LOGIN_REFUSED, "not in passwd-file");
+			return;
+		}
+		uid = user->uid;
+		gid = user->gid;
+	}
+	if (!verdict_user_allowed(monitor, uid) || !spool_user_name_valid(verdict->user)) {
+		answer_login(monitor, verdict->session, verdict->worker, verdict->user,
+			     LOGIN_REFUSED,
+			     "the uid is refused by block-uid, or the name is unusable");
+		return;
+	}
+	begin_open(monitor, verdict, uid, gid);
+}
+
+/* The agent has opened the maildrop: hand it on to the worker. */
+void
+monitor_opened(struct monitor *monitor, struct job *job, struct message *message)
+{
+	struct message_login_result result = message->payload.login_result;
+	struct monitor_session *entry =
+	    monitor_sessions_find(monitor->sessions, job->session, job->worker);
+	int fds[MESSAGE_FDS_MAX];
+	unsigned count = 0;
+	unsigned next = 0;
+
+	monitor_release_dot_lock(monitor, job);
+	result.open_microseconds = (uint64_t)(monitor_now_ms() - job->started_ms) * 1000;
+	memcpy(result.user, job->user, sizeof result.user);
+	if (result.flags & LOGIN_HAS_SPOOL)
+		fds[count++] = message->fds[next++];
+	if (result.flags & LOGIN_HAS_LOCK)
+		fds[count++] = message->fds[next++];
+	else if (job->session_lock_fd != -1)
+		fds[count++] = job->session_lock_fd;
+	if (job->session_lock_fd != -1)
+		result.flags |= LOGIN_HAS_LOCK;
+	if (result.flags & LOGIN_HAS_TABLE)
+		fds[count++] = message->fds[next++];
+	if (entry != NULL) /* NULL: the worker has died meanwhile */
+		entry->state = SESSION_OPEN;
+	monitor_send(monitor, job->worker, MESSAGE_LOGIN_RESULT, &result, message->tail,
+		     message->tail_size, fds, count);
+	job->agent_finished = true;
+	monitor_job_finish(monitor, job);
+}

@@ -1,0 +1,117 @@
+/* qpopper-monitor: start of the monitor process (see monitor.h). Runs as root, or unprivileged. */
+#include "config.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include "daemon/monitor.h"
+#include "daemon/role.h"
+#include "daemon/sandbox.h"
+#include "lib/mbox.h"
+
+static int
+open_signals(struct monitor *monitor, struct error *error)
+{
+	sigset_t signals;
+
+	sigemptyset(&signals);
+	sigaddset(&signals, SIGCHLD);
+	if (sigprocmask(SIG_BLOCK, &signals, NULL) == -1)
+		return error_set_errno(error, errno, "sigprocmask");
+	monitor->signal_fd = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (monitor->signal_fd == -1)
+		return error_set_errno(error, errno, "signalfd");
+	if (monitor_channel_add(monitor, CHANNEL_SIGNALS, monitor->signal_fd) == NULL ||
+	    monitor_channel_add(monitor, CHANNEL_MASTER, ROLE_FD_MASTER) == NULL)
+		return error_set(error, ERROR_SYSTEM, "cannot watch the first channels");
+	return 0;
+}
+
+/* What the digest library sets up at its first use is done here, once, instead of in each agent. */
+static int
+warm_scanner(struct error *error)
+{
+	static const char message[] = "From a Sat Jan  1 00:00:00 2000\nA: b\n\nc\n";
+	struct mbox_scanner *scanner = mbox_scanner_new();
+	struct mbox_table table;
+	int result = -1;
+
+	if (scanner == NULL)
+		return error_set_errno(error, ENOMEM, "scanner");
+	if (mbox_scanner_feed(scanner, message, sizeof message - 1, error) == 0 &&
+	    mbox_scanner_finish(scanner, &table, error) == 0) {
+		mbox_table_free(&table);
+		result = 0;
+	}
+	mbox_scanner_free(scanner);
+	return result;
+}
+
+static int
+start(struct monitor *monitor, struct error *error)
+{
+	monitor->privileged = sandbox_privileged();
+	monitor->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	if (monitor->epoll_fd == -1)
+		return error_set_errno(error, errno, "epoll_create1");
+	monitor->sessions = monitor_sessions_new((uint32_t)monitor->settings->max_connections);
+	if (monitor->sessions == NULL)
+		return error_set_errno(error, ENOMEM, "table of sessions");
+	if (open_signals(monitor, error) == -1 || warm_scanner(error) == -1 ||
+	    spool_open_directory(monitor->settings->state_dir, &monitor->state_directory_fd,
+				 error) == -1 ||
+	    journal_pool_open(&monitor->journals, monitor->settings->state_dir, error) == -1 ||
+	    monitor_announce(monitor, error) == -1)
+		return -1;
+	monitor_sweep(monitor);
+	return role_ready(0, "", error);
+}
+
+/* Our file goes with us, unless a later monitor has to look for what we could not finish. */
+static void
+withdraw(struct monitor *monitor)
+{
+	char name[32];
+
+	if (monitor->jobs != NULL)
+		return;
+	snprintf(name, sizeof name, "monitor.%ld", (long)getpid());
+	unlinkat(monitor->state_directory_fd, name, 0);
+}
+
+int
+main(void)
+{
+	struct monitor monitor = { .spool_directory_fd = -1,
+				   .temp_directory_fd = -1,
+				   .state_directory_fd = -1,
+				   .self_fd = -1,
+				   .epoll_fd = -1,
+				   .signal_fd = -1 };
+	struct role_start role;
+	struct error error;
+	int status;
+
+	if (role_start("monitor", ROLE_FD_LOG, &role, &error) == -1) {
+		fprintf(stderr, "qpopper-monitor: %s\n", error.text);
+		return ROLE_EXIT_FAILED;
+	}
+	monitor.settings = role.settings;
+	monitor.log = &role.log;
+	if (start(&monitor, &error) == -1) {
+		log_write(monitor.log, LOG_LEVEL_ERROR, "%s", error.text);
+		return ROLE_EXIT_FAILED;
+	}
+	status = monitor_run(&monitor);
+	withdraw(&monitor);
+	monitor_sessions_free(monitor.sessions);
+	passwd_file_free(monitor.passwd_file);
+	settings_free(role.settings);
+	return status;
+}

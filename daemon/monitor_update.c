@@ -1,0 +1,230 @@
+/*
+ * From QUIT to a spool without the deleted messages, and from a crash to the same: what the monitor
+ * does for an update. It writes nothing itself; it keeps locks and journals until an agent has
+ * done.
+ */
+#include "config.h"
+
+#include "daemon/monitor_jobs.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static void
+answer_update(struct monitor *monitor, struct job *job, const struct message_update_result *result)
+{
+	struct message_update_result answer = *result;
+
+	if (job->answered || job->session == 0)
+		return;
+	job->answered = true;
+	answer.session = job->session;
+	answer.recovery = RECOVERY_NONE;
+	monitor_send(monitor, job->worker, MESSAGE_UPDATE_RESULT, &answer, NULL, 0, NULL, 0);
+}
+
+void
+monitor_update_failed(struct monitor *monitor, struct job *job, enum update_status status,
+		      const char *reason)
+{
+	struct message_update_result result;
+
+	memset(&result, 0, sizeof result);
+	result.status = status;
+	snprintf(result.reason, sizeof result.reason, "%.190s", reason);
+	answer_update(monitor, job, &result);
+}
+
+/* An update or recovery is over, and so is its session. */
+void
+monitor_update_end(struct monitor *monitor, struct job *job)
+{
+	monitor_remove_session_file(monitor, &job->names, job->private_directory,
+				    job->session_lock_fd);
+	if (job->session != 0)
+		monitor_sessions_remove(monitor->sessions, job->session);
+	monitor_job_finish(monitor, job);
+}
+
+/* Before an update or recovery: whose journal it is stands on disk before the agent's commit. */
+int
+monitor_assign_journal(struct monitor *monitor, struct job *job, struct error *error)
+{
+	struct journal_owner owner;
+
+	if (job->kind == JOB_OPEN || job->recover)
+		return 0;
+	if (job->slot == NULL && journal_slot_take(&monitor->journals, &job->slot, error) == -1)
+		return -1;
+	memset(&owner, 0, sizeof owner);
+	owner.uid = job->uid;
+	owner.gid = job->gid;
+	owner.private_directory = job->private_directory;
+	owner.dot_lock = job->dot_lock;
+	owner.names = job->names;
+	snprintf(owner.user, sizeof owner.user, "%s", job->user);
+	return journal_slot_assign(job->slot, &owner, error);
+}
+
+void
+monitor_update_finished(struct monitor *monitor, struct job *job,
+			const struct message_update_result *result)
+{
+	struct error error;
+
+	job->agent_finished = true;
+	if (result->status != UPDATE_DONE)
+		log_write(monitor->log, LOG_LEVEL_ERROR, "update of %s (%s/%s): %s", job->user,
+			  job->names.directory, job->names.spool, result->reason);
+	else if (job->recover || job->kind == JOB_RECOVER)
+		log_write(monitor->log, LOG_LEVEL_NOTICE,
+			  "update of %s (%s/%s) completed by recovery", job->user,
+			  job->names.directory, job->names.spool);
+	answer_update(monitor, job, result);
+	if (result->recovery == RECOVERY_PENDING) {
+		job->recover = true;
+		return; /* the agent's end starts the recovery, or the next try */
+	}
+	if (result->recovery == RECOVERY_FOREIGN && job->slot != NULL) {
+		if (journal_slot_set_aside(&monitor->journals, job->slot, job->user, &error) == -1)
+			log_write(monitor->log, LOG_LEVEL_ERROR, "%s", error.text);
+		job->slot = NULL;
+	}
+	monitor_update_end(monitor, job);
+}
+
+/* An agent ended while its journal may be in force: the locks stay, and recovery starts at once. */
+void
+monitor_begin_recovery(struct monitor *monitor, struct job *job)
+{
+	struct error error;
+
+	job->recover = true;
+	job->attempts++;
+	job->phase = JOB_QUEUED;
+	job->next_ms = 0;
+	log_write(monitor->log, LOG_LEVEL_WARNING,
+		  "the update agent of %s ended early: recovery, attempt %u", job->user,
+		  job->attempts);
+	if (job->attempts > 3) {
+		memset(&error, 0, sizeof error);
+		monitor_update_failed(monitor, job, UPDATE_TEMPORARY, "recovery is pending");
+		job->phase = JOB_DEFERRED;
+		job->next_ms = monitor_now_ms() + MONITOR_RECOVERY_RETRY_MS;
+	}
+}
+
+bool
+monitor_session_end(struct monitor *monitor, uint32_t worker, struct message *message)
+{
+	uint64_t session = message->payload.session.session;
+	struct monitor_session *entry = monitor_sessions_find(monitor->sessions, session, worker);
+	struct job names_of; /* only for the names */
+	struct error error;
+
+	if (entry == NULL)
+		return true; /* ended by us meanwhile */
+	if (entry->state != SESSION_OPEN)
+		return entry->state == SESSION_OPENING;
+	if (message->fd_count == 1) {
+		memset(&names_of, 0, sizeof names_of);
+		memcpy(names_of.user, entry->user, sizeof names_of.user);
+		if (monitor_job_names(monitor, &names_of, entry->virtual_user, &error) == 0)
+			monitor_remove_session_file(monitor, &names_of.names,
+						    names_of.private_directory, message->fds[0]);
+	}
+	monitor_sessions_remove(monitor->sessions, session);
+	return true;
+}
+
+/* Keep the list of deletions for the agent: a copy of the tail, or the memfd. */
+static int
+keep_deletions(struct job *job, struct message *message, struct error *error)
+{
+	job->update = message->payload.update;
+	if (message->fd_count > 1) {
+		job->deletions_fd = message_take_fd(message, 1);
+		return 0;
+	}
+	job->deletions = malloc(message->tail_size + 1);
+	if (job->deletions == NULL)
+		return error_set_errno(error, ENOMEM, "list of deletions");
+	memcpy(job->deletions, message->tail, message->tail_size);
+	job->deletions_size = message->tail_size;
+	return 0;
+}
+
+/* The descriptor that the worker hands back must be the session lock of its own user. */
+static int
+check_session_lock(struct monitor *monitor, const struct job *job, struct error *error)
+{
+	if (job->private_directory)
+		return 0; /* what it is worth is the owner's own affair */
+	return session_lock_check(monitor->temp_directory_fd, job->names.session,
+				  job->session_lock_fd, error);
+}
+
+bool
+monitor_update(struct monitor *monitor, uint32_t worker, struct message *message)
+{
+	struct monitor_session *entry =
+	    monitor_sessions_find(monitor->sessions, message->payload.update.session, worker);
+	struct error error;
+	struct job *job;
+
+	if (entry == NULL || entry->state != SESSION_OPEN)
+		return false;
+	job = monitor_job_new(monitor, JOB_UPDATE, entry->session, worker);
+	if (job == NULL)
+		return false;
+	entry->state = SESSION_UPDATING;
+	job->uid = entry->uid;
+	job->gid = entry->gid;
+	memcpy(job->user, entry->user, sizeof job->user);
+	job->session_lock_fd = message_take_fd(message, 0);
+	job->phase = JOB_LOCKING;
+	if (monitor_job_names(monitor, job, entry->virtual_user, &error) == -1 ||
+	    keep_deletions(job, message, &error) == -1 ||
+	    check_session_lock(monitor, job, &error) == -1)
+		monitor_job_failed(monitor, job, &error);
+	return true;
+}
+
+void
+monitor_recover(struct monitor *monitor, struct journal_slot *slot,
+		const struct journal_owner *owner)
+{
+	struct job *job = monitor_job_new(monitor, JOB_RECOVER, 0, 0);
+	struct error error;
+
+	if (job == NULL)
+		return; /* the slot stays busy; the next monitor recovers it */
+	job->recover = true;
+	job->slot = slot;
+	job->uid = owner->uid;
+	job->gid = owner->gid;
+	job->private_directory = owner->private_directory;
+	job->names = owner->names;
+	memcpy(job->user, owner->user, sizeof job->user);
+	job->dot_lock = owner->dot_lock;
+	job->phase = JOB_LOCKING;
+	log_write(monitor->log, LOG_LEVEL_NOTICE, "recovering the update of %s (%s/%s)", job->user,
+		  job->names.directory, job->names.spool);
+	if (job->private_directory)
+		return;
+	if (monitor_shared_directories(monitor, &error) == -1) {
+		log_write(monitor->log, LOG_LEVEL_ERROR, "recovery for %s: %s", job->user,
+			  error.text);
+		job->phase = JOB_DEFERRED;
+		job->next_ms = monitor_now_ms() + MONITOR_RECOVERY_RETRY_MS;
+		return;
+	}
+	/* the dot-lock of the crashed update is adopted if it is still there */
+	job->dot_locked = job->dot_lock.inode != 0 &&
+			  dot_lock_refresh(monitor->spool_directory_fd, job->names.dot_lock,
+					   &job->dot_lock, &error) == 0;
+}

@@ -1,0 +1,132 @@
+/*
+ * User agents: what they share, and how they begin. Runs as the mailbox owner.
+ */
+#include "config.h"
+
+#include "daemon/user_agent.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "daemon/sandbox.h"
+
+#define LOCK_POLL_NANOSECONDS 50000000L /* between tries for a lock */
+
+static int64_t
+now_ms(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+static void
+pause_before_retry(void)
+{
+	struct timespec pause = { .tv_nsec = LOCK_POLL_NANOSECONDS };
+
+	nanosleep(&pause, NULL);
+}
+
+int
+user_agent_lock_spool(const struct user_agent *agent, int fd, bool exclusive, bool network,
+		      struct error *error)
+{
+	int64_t deadline = now_ms() + agent->settings->mail_lock_timeout * 1000;
+
+	for (;;) {
+		if (spool_lock_try(fd, exclusive, network, error) == 0)
+			return 0;
+		if (error->code != ERROR_LOCKED || now_ms() >= deadline)
+			return -1;
+		pause_before_retry();
+	}
+}
+
+int
+user_agent_dot_lock(const struct user_agent *agent, int directory_fd, struct dot_lock *lock_out,
+		    struct error *error)
+{
+	int64_t deadline = now_ms() + agent->settings->mail_lock_timeout * 1000;
+	enum maillock_error maillock;
+	bool stale;
+
+	if (agent->dot_lock.inode != 0) {
+		*lock_out = agent->dot_lock;
+		if (dot_lock_refresh(directory_fd, agent->names->dot_lock, lock_out, error) == 0)
+			return 0;
+	}
+	for (;;) {
+		if (dot_lock_try(directory_fd, agent->names->dot_lock,
+				 agent->settings->no_atomic_open, lock_out, &stale, &maillock,
+				 error) == 0)
+			return 0;
+		if (error->code != ERROR_LOCKED || now_ms() >= deadline)
+			return -1;
+		pause_before_retry();
+	}
+}
+
+int
+user_agent_directory(const struct user_agent *agent, int *fd_out, struct error *error)
+{
+	if (agent->directory_fd != -1) {
+		*fd_out = agent->directory_fd;
+		return 0;
+	}
+	return spool_open_directory(agent->names->directory, fd_out, error);
+}
+
+/* Everything of the monitor goes, but what this agent was given. */
+static int
+drop_inheritance(const struct user_agent *agent, struct error *error)
+{
+	const int keep[] = { STDIN_FILENO,	 STDOUT_FILENO,	      STDERR_FILENO,
+			     agent->channel,	 agent->directory_fd, agent->session_lock_fd,
+			     agent->spool_fd,	 agent->journal_fd,   agent->journal_lock_fd,
+			     agent->deletions_fd };
+	sigset_t none;
+
+	if (sandbox_close_all_but(keep, sizeof keep / sizeof keep[0], error) == -1)
+		return -1;
+	if (agent->privileged && sandbox_become(agent->uid, agent->gid, error) == -1)
+		return -1;
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == -1)
+		return error_set_errno(error, errno, "no_new_privs");
+	if (sandbox_harden(error) == -1)
+		return -1;
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	return 0;
+}
+
+static int
+do_work(struct user_agent *agent)
+{
+	switch (agent->kind) {
+	case USER_AGENT_OPEN:
+		return user_agent_open(agent);
+	case USER_AGENT_UPDATE:
+		return user_agent_update(agent);
+	case USER_AGENT_RECOVER:
+		return user_agent_recover(agent);
+	}
+	return -1;
+}
+
+void
+user_agent_run(struct user_agent *agent)
+{
+	struct error error;
+
+	/* The monitor takes an end without a result for a failure, and says so in the log. */
+	if (drop_inheritance(agent, &error) == -1)
+		_exit(1);
+	_exit(do_work(agent) == 0 ? 0 : 1);
+}

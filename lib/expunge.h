@@ -1,0 +1,89 @@
+/*
+ * Expunge: take messages out of a spool so that a crash at any instant loses and doubles nothing.
+ *
+ * A pure planner turns (table, deleted set) into segments: what is kept, what is inserted. The
+ * executor applies them through a struct store_io (so that tests can stop it after every single
+ * operation), by one of three strategies (design, section 5.1):
+ *
+ *   truncate     only a suffix goes, or everything: ftruncate under the journal
+ *   single shot  what follows the first change is at most EXPUNGE_SINGLE_SHOT_MAX: the final image
+ *                is journalled and synced, then written in place, then the spool is cut
+ *   phased move  anything else: blocks move down, each phase journalled; nothing at or above the
+ *                read offset of the last durable record is ever overwritten
+ *
+ * The caller holds session lock, dot-lock and kernel locks throughout, also across a crash of the
+ * calling process; expunge_recover finishes or undoes what a journal says. Bytes appended beyond
+ * the journalled size by somebody who ignores the locks are kept, before and after a crash.
+ */
+#ifndef QPOPPER_LIB_EXPUNGE_H
+#define QPOPPER_LIB_EXPUNGE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "lib/error.h"
+#include "lib/mbox.h"
+#include "lib/spool.h"
+#include "lib/store_io.h"
+
+#define EXPUNGE_SINGLE_SHOT_MAX (8u << 20)		     /* bytes of final image */
+#define EXPUNGE_JOURNAL_SIZE	(EXPUNGE_SINGLE_SHOT_MAX + (256u << 10)) /* bytes of a journal file */
+
+/* A part of the new spool: bytes of the old one, or inserted ones. */
+struct expunge_segment {
+	uint64_t source; /* offset in the old spool; unused when text is set */
+	uint64_t length; /* bytes */
+	const char *text; /* inserted bytes, owned by the plan; NULL for a kept part */
+};
+
+struct expunge_plan {
+	struct expunge_segment *segments; /* in order of the new spool; owned */
+	uint32_t count;
+	char *text;	       /* storage of all inserted bytes; owned */
+	uint64_t old_size;     /* bytes */
+	uint64_t new_size;     /* bytes; never more than old_size */
+	uint64_t first_change; /* offset below which nothing moves */
+	uint32_t deleted;      /* messages */
+	uint64_t deleted_octets; /* as POP3 counts them */
+};
+
+/*
+ * Plan the removal of the messages whose bit is set in deleted (bit i of byte i/8 = message i).
+ * Where identical messages lose a lower one, the survivor gets its unique-id as an X-UIDL field
+ * directly after its separator line; a plan in which the new spool would run ahead of the old one
+ * at any point is refused with ERROR_LIMIT. No I/O. The plan is the caller's (expunge_plan_free).
+ */
+int expunge_plan_make(const struct mbox_table *table, const uint8_t *deleted,
+    struct expunge_plan *plan_out, struct error *error);
+void expunge_plan_free(struct expunge_plan *plan);
+
+/*
+ * Apply the plan to the spool behind spool_fd (O_RDWR) with the journal behind journal_fd (O_RDWR,
+ * EXPUNGE_JOURNAL_SIZE bytes preallocated, no journal in force). On success the deletion is on disk
+ * and the journal is void. On failure either nothing was changed and the journal is void (ERROR_
+ * CHANGED, ERROR_FORMAT, ERROR_LIMIT, and errors before the commit point), or *pending_out is true:
+ * the journal is in force and expunge_recover must run before the locks are given up.
+ */
+int expunge_apply(const struct store_io *io, int spool_fd, int journal_fd,
+    const struct expunge_plan *plan, bool *pending_out, struct error *error);
+
+enum expunge_recovery {
+	EXPUNGE_NOTHING_PENDING, /* the journal was void: spool untouched by us */
+	EXPUNGE_COMPLETED,	 /* the deletion is on disk now */
+	EXPUNGE_FOREIGN,	 /* the spool is not what was journalled: nothing written, journal
+				    kept for the administrator */
+};
+
+/*
+ * Finish what the journal says. Safe to repeat, and safe to crash in. The spool must be the file
+ * that was journalled (device, inode and content hashes are checked): ERROR_CHANGED is never
+ * returned for a foreign file, EXPUNGE_FOREIGN is.
+ */
+int expunge_recover(const struct store_io *io, int spool_fd, int journal_fd,
+    enum expunge_recovery *result_out, struct error *error);
+
+/* Whether a journal is in force, by its header alone. */
+int expunge_journal_pending(const struct store_io *io, int journal_fd, bool *pending_out,
+    struct error *error);
+
+#endif

@@ -1,0 +1,485 @@
+/*
+ * Finishing an expunge that was interrupted. Runs in the user agent when it finds a journal in
+ * force, in the monitor's recovery agent, and at start-up after a power loss. Trusts neither the
+ * journal nor the spool: before it writes a byte, the hashes of the record in force must prove that
+ * the spool is what our own update left, at whatever point it was stopped.
+ */
+#include "config.h"
+
+#include "lib/expunge_journal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define SPOOL_WHAT   "spool"
+#define JOURNAL_WHAT "journal of an expunge"
+
+/* ---- boundaries: looked at before the commit point, and again here ---- */
+
+/* Whether a message begins at offset; blank bytes may stand before the first one of a spool. */
+static int
+check_boundary(const struct expunge_move *move, uint64_t offset, bool *intact, struct error *error)
+{
+	char bytes[5];
+	size_t got;
+
+	if (store_read_some(move->io, move->spool_fd, bytes, sizeof bytes, (off_t)offset, &got,
+			    SPOOL_WHAT, error) != 0)
+		return -1;
+	if (offset == 0 && got > 0 && (bytes[0] == '\0' || bytes[0] == '\n'))
+		return 0;
+	if (got != sizeof bytes || memcmp(bytes, "From ", sizeof bytes) != 0)
+		*intact = false;
+	return 0;
+}
+
+/* What is left out from start to end: both ends must stand before a message, as far as we look. */
+static int
+check_gap(const struct expunge_move *move, uint64_t start, uint64_t end, uint64_t from,
+	  bool *intact, struct error *error)
+{
+	if (start == end)
+		return 0;
+	if (start >= from && check_boundary(move, start, intact, error) != 0)
+		return -1;
+	if (end >= from && end < move->known_size)
+		return check_boundary(move, end, intact, error);
+	return 0;
+}
+
+int
+expunge_check_boundaries(const struct expunge_move *move, uint64_t from, bool *intact_out,
+			 struct error *error)
+{
+	const struct expunge_plan *plan = move->plan;
+	uint64_t start = 0;
+	bool after_text = false;
+
+	*intact_out = true;
+	for (uint32_t i = 0; i < plan->count && *intact_out; i++) {
+		const struct expunge_segment *segment = &plan->segments[i];
+
+		/* Behind an inserted field a message goes on: that is no boundary. */
+		if (segment->text == NULL && !after_text &&
+		    check_gap(move, start, segment->source, from, intact_out, error) != 0)
+			return -1;
+		if (segment->text == NULL)
+			start = segment->source + segment->length;
+		after_text = segment->text != NULL;
+	}
+	return check_gap(move, start, plan->old_size, from, intact_out, error);
+}
+
+/* ---- which record is in force ---- */
+
+/* Which part of a record's work recovery finds to be done. */
+enum progress {
+	PHASE_OPEN,    /* the phase must be made (again) */
+	PHASE_DONE,    /* the phase is on disk */
+	SPOOL_CUT,     /* the spool has been truncated: nothing is left but to say so */
+	SPOOL_FOREIGN, /* this is not our work */
+};
+
+struct recovery {
+	struct expunge_move move;
+	struct expunge_plan plan; /* decoded, or one segment that is never read */
+	uint8_t *program;	  /* as it stands in the journal; heap, NULL when not needed */
+	struct expunge_slots slots;
+	bool payload_lost; /* the newest header came without its payload: the one before counts */
+	enum progress progress;
+};
+
+static int
+read_program(struct recovery *recovery, const struct expunge_record *record, bool *matches_out,
+	     struct error *error)
+{
+	const struct expunge_move *move = &recovery->move;
+
+	free(recovery->program);
+	recovery->program = malloc(record->program_size);
+	if (recovery->program == NULL)
+		return error_set(error, ERROR_LIMIT, "no memory for an expunge");
+	if (store_read(move->io, move->journal.fd, recovery->program, record->program_size,
+		       JOURNAL_PROGRAM_OFFSET, JOURNAL_WHAT, error) != 0)
+		return -1;
+	*matches_out = expunge_hash(record->nonce, recovery->program, record->program_size) ==
+		       record->program_hash;
+	return 0;
+}
+
+/* The payload goes into the buffer. */
+static int
+read_payload(struct expunge_move *move, const struct expunge_record *record, bool *matches_out,
+	     struct error *error)
+{
+	uint64_t size = expunge_payload_size(record);
+
+	if (expunge_reserve(move, size, error) != 0 ||
+	    store_read(move->io, move->journal.fd, move->buffer, size,
+		       (off_t)expunge_payload_offset(record->program_size), JOURNAL_WHAT,
+		       error) != 0)
+		return -1;
+	*matches_out = expunge_hash(record->nonce, move->buffer, size) == record->payload_hash;
+	return 0;
+}
+
+/* Whether what belongs to a header has reached the disk. */
+static int
+record_complete(struct recovery *recovery, const struct expunge_record *record, bool *complete_out,
+		struct error *error)
+{
+	*complete_out = true;
+	if (record->program_size > 0 && read_program(recovery, record, complete_out, error) != 0)
+		return -1;
+	if (!*complete_out || record->state != JOURNAL_IMAGE)
+		return 0;
+	return read_payload(&recovery->move, record, complete_out, error);
+}
+
+static int
+find_record(struct recovery *recovery, struct error *error)
+{
+	struct expunge_move *move = &recovery->move;
+	bool complete = true;
+
+	if (expunge_journal_load(&move->journal, &recovery->slots, error) != 0)
+		return -1;
+	move->record = recovery->slots.newest;
+	if (move->record.state != JOURNAL_VOID &&
+	    record_complete(recovery, &move->record, &complete, error) != 0)
+		return -1;
+	if (complete)
+		return 0;
+	move->record = recovery->slots.previous;
+	move->journal.slot = 1 - recovery->slots.newest_slot;
+	recovery->payload_lost = true;
+	return 0;
+}
+
+/* The plan as far as the record needs it. */
+static int
+load_plan(struct recovery *recovery, struct error *error)
+{
+	const struct expunge_record *record = &recovery->move.record;
+	struct expunge_plan *plan = &recovery->plan;
+	bool intact = true;
+
+	if (record->program_size > 0) {
+		if (read_program(recovery, record, &intact, error) != 0)
+			return -1;
+		if (!intact)
+			return error_set(error, ERROR_FORMAT, "damaged plan in the " JOURNAL_WHAT);
+		if (expunge_program_decode(recovery->program, record->program_size,
+					   record->program_count, plan, error) != 0)
+			return -1;
+	} else {
+		plan->segments = calloc(1, sizeof *plan->segments);
+		if (plan->segments == NULL)
+			return error_set(error, ERROR_LIMIT, "no memory for an expunge");
+		plan->segments[0].length = record->new_size;
+		plan->count = 1;
+	}
+	plan->old_size = record->old_size;
+	plan->new_size = record->new_size;
+	return 0;
+}
+
+/* ---- proofs ---- */
+
+/*
+ * Each block that an image replaces must be the new one already, or still be the one whose hash was
+ * taken. The payload is in the buffer.
+ */
+static int
+check_blocks(const struct expunge_move *move, bool *ours_out, struct error *error)
+{
+	const struct expunge_record *record = &move->record;
+	uint64_t end = record->end + record->mark_length;
+	const unsigned char *image = move->buffer;
+	const unsigned char *before = image + (end - record->done);
+	size_t count = expunge_block_count(record->done, end);
+	unsigned char *now = malloc(8 * count + 1);
+	int result = -1;
+
+	if (now == NULL)
+		return error_set(error, ERROR_LIMIT, "no memory for an expunge");
+	if (expunge_hash_blocks(move, record, now, error) != 0)
+		goto out;
+	*ours_out = true;
+	for (uint64_t i = 0, at = record->done; i < count; i++) {
+		uint64_t size = expunge_block_end(at, end) - at;
+		uint64_t hash = expunge_hash(record->nonce, image, size);
+
+		if (memcmp(now + 8 * i, before + 8 * i, 8) != 0 &&
+		    memcmp(now + 8 * i, &hash, 8) != 0)
+			*ours_out = false;
+		image += size;
+		at += size;
+	}
+	result = 0;
+out:
+	free(now);
+	return result;
+}
+
+/* Whether the phase of the record in force stands in the spool, mark and all. */
+static int
+check_written(const struct expunge_move *move, bool *ours_out, struct error *error)
+{
+	const struct expunge_record *record = &move->record;
+	uint64_t hash;
+
+	if (expunge_hash_spool(move, record->done, record->end + record->mark_length - record->done,
+			       &hash, error) != 0)
+		return -1;
+	*ours_out = hash == record->output_hash;
+	return 0;
+}
+
+static int
+check_source(struct expunge_move *move, bool *ours_out, struct error *error)
+{
+	uint64_t hash;
+
+	if (expunge_hash_output(move, &move->record, &hash, error) != 0)
+		return -1;
+	*ours_out = hash == move->record.output_hash;
+	return 0;
+}
+
+/* Whether what stands at the end of the output, in a spool of this size, is the mark. */
+static int
+mark_stands(const struct expunge_move *move, uint64_t size, bool *stands_out, struct error *error)
+{
+	const struct expunge_record *record = &move->record;
+	uint8_t mark[JOURNAL_MARK_SIZE];
+	uint64_t length = size - record->end;
+
+	if (length > record->mark_length)
+		length = record->mark_length;
+	if (store_read(move->io, move->spool_fd, mark, length, (off_t)record->end, SPOOL_WHAT,
+		       error) != 0)
+		return -1;
+	*stands_out = length > 0 && memcmp(mark, record->mark, length) == 0;
+	return 0;
+}
+
+static int
+tail_stands(const struct expunge_move *move, bool *stands_out, struct error *error)
+{
+	const struct expunge_record *record = &move->record;
+	uint64_t tail = expunge_tail_start(record);
+	uint64_t hash;
+
+	if (expunge_hash_spool(move, tail, record->known_size - tail, &hash, error) != 0)
+		return -1;
+	*stands_out = hash == record->tail_hash;
+	return 0;
+}
+
+/* A cut was on record: was it made? Both the mark and the tail lie in what is cut away. */
+static int
+estimate_cut(struct recovery *recovery, uint64_t size, struct error *error)
+{
+	const struct expunge_move *move = &recovery->move;
+	bool marked;
+	bool tail = false;
+
+	if (mark_stands(move, size, &marked, error) != 0)
+		return -1;
+	if (size < move->record.known_size) {
+		recovery->progress = marked ? SPOOL_FOREIGN : SPOOL_CUT;
+		return 0;
+	}
+	if (!marked && tail_stands(move, &tail, error) != 0)
+		return -1;
+	recovery->progress = marked || tail ? PHASE_DONE : SPOOL_CUT;
+	return 0;
+}
+
+/*
+ * Neither side of the phase may have been touched. About to be cut, or cut, there is no upper side
+ * that matters.
+ */
+static int
+check_anchors(const struct recovery *recovery, bool *ours_out, struct error *error)
+{
+	const struct expunge_record *record = &recovery->move.record;
+	uint64_t low = record->done < JOURNAL_ANCHOR ? record->done : JOURNAL_ANCHOR;
+	uint64_t low_hash;
+	uint64_t high_hash = record->high_hash;
+
+	if (record->state == JOURNAL_CUT) {
+		if (expunge_hash_spool(&recovery->move, record->done - low, low, &low_hash,
+				       error) != 0)
+			return -1;
+	} else if (expunge_anchors(&recovery->move, record, &low_hash, &high_hash, error) != 0) {
+		return -1;
+	}
+	*ours_out = low_hash == record->low_hash && high_hash == record->high_hash;
+	return 0;
+}
+
+/* What the phase has left behind, looked at by its kind. */
+static int
+check_phase(struct recovery *recovery, bool *ours_out, struct error *error)
+{
+	struct expunge_move *move = &recovery->move;
+
+	if (move->record.state == JOURNAL_CUT)
+		return 0;
+	if (recovery->payload_lost)
+		return check_written(move, ours_out, error);
+	if (move->record.state == JOURNAL_DIRECT)
+		return check_source(move, ours_out, error);
+	return check_blocks(move, ours_out, error);
+}
+
+/* From sizes and the mark: how far did it come? Only a guess until the hashes agree. */
+static int
+estimate_progress(struct recovery *recovery, const struct stat *status, struct error *error)
+{
+	const struct expunge_record *record = &recovery->move.record;
+	uint64_t size = (uint64_t)status->st_size;
+
+	recovery->progress = SPOOL_FOREIGN;
+	if (status->st_ino != record->inode || size < record->end)
+		return 0;
+	if (record->state == JOURNAL_CUT)
+		return estimate_cut(recovery, size, error);
+	if (size >= record->known_size)
+		recovery->progress = recovery->payload_lost ? PHASE_DONE : PHASE_OPEN;
+	return 0;
+}
+
+static int
+prove(struct recovery *recovery, struct error *error)
+{
+	struct expunge_move *move = &recovery->move;
+	struct stat status;
+	bool anchored = true;
+	bool phase = true;
+	bool boundaries = true;
+
+	if (store_status(move->io, move->spool_fd, &status, SPOOL_WHAT, error) != 0 ||
+	    estimate_progress(recovery, &status, error) != 0)
+		return -1;
+	if (recovery->progress == SPOOL_FOREIGN)
+		return 0;
+	if (check_anchors(recovery, &anchored, error) != 0)
+		return -1;
+	if (anchored && check_phase(recovery, &phase, error) != 0)
+		return -1;
+	if (anchored && phase && move->record.program_size > 0 && recovery->progress != SPOOL_CUT &&
+	    expunge_check_boundaries(move, expunge_source_of(move, move->record.end), &boundaries,
+				     error) != 0)
+		return -1;
+	if (!anchored || !phase || !boundaries)
+		recovery->progress = SPOOL_FOREIGN;
+	else
+		move->known_size = (uint64_t)status.st_size;
+	return 0;
+}
+
+/* ---- finishing ---- */
+
+/* Put the record in force, and what belongs to it, on disk: an earlier sync may have failed. */
+static int
+confirm(struct recovery *recovery, struct error *error)
+{
+	struct expunge_move *move = &recovery->move;
+	const struct expunge_record *record = &move->record;
+	uint64_t offset = expunge_payload_offset(record->program_size);
+
+	if (record->program_size > 0 &&
+	    store_write(move->io, move->journal.fd, recovery->program, record->program_size,
+			JOURNAL_PROGRAM_OFFSET, JOURNAL_WHAT, error) != 0)
+		return -1;
+	if (record->state == JOURNAL_IMAGE && !recovery->payload_lost &&
+	    store_write(move->io, move->journal.fd, move->buffer, expunge_payload_size(record),
+			(off_t)offset, JOURNAL_WHAT, error) != 0)
+		return -1;
+	return expunge_journal_confirm(&move->journal, record, error);
+}
+
+static int
+go_on(struct recovery *recovery, struct error *error)
+{
+	struct expunge_move *move = &recovery->move;
+
+	if (confirm(recovery, error) != 0)
+		return -1;
+	if (recovery->progress == PHASE_OPEN) {
+		if (expunge_write_phase(move, error) != 0)
+			return -1;
+	} else if (store_sync(move->io, move->spool_fd, SPOOL_WHAT, error) != 0) {
+		return -1;
+	}
+	if (recovery->progress == SPOOL_CUT)
+		return expunge_journal_void(&move->journal, error);
+	return expunge_finish(move, error);
+}
+
+/* A void journal: make sure that it is void on disk as well. */
+static int
+nothing_pending(struct recovery *recovery, struct error *error)
+{
+	if (recovery->payload_lost)
+		return expunge_journal_void(&recovery->move.journal, error);
+	if (recovery->slots.previous.state == JOURNAL_VOID)
+		return 0;
+	return expunge_journal_confirm(&recovery->move.journal, &recovery->move.record, error);
+}
+
+static int
+recover(struct recovery *recovery, enum expunge_recovery *result_out, struct error *error)
+{
+	struct expunge_move *move = &recovery->move;
+
+	if (find_record(recovery, error) != 0)
+		return -1;
+	if (move->record.state == JOURNAL_VOID) {
+		*result_out = EXPUNGE_NOTHING_PENDING;
+		return nothing_pending(recovery, error);
+	}
+	if (load_plan(recovery, error) != 0 || prove(recovery, error) != 0)
+		return -1;
+	if (recovery->progress == SPOOL_FOREIGN) {
+		*result_out = EXPUNGE_FOREIGN;
+		return 0;
+	}
+	*result_out = EXPUNGE_COMPLETED;
+	return go_on(recovery, error);
+}
+
+int
+expunge_recover_limited(const struct store_io *io, int spool_fd, int journal_fd,
+			const struct expunge_limits *limits, enum expunge_recovery *result_out,
+			struct error *error)
+{
+	struct recovery recovery = {
+		.move = {
+			.io = io,
+			.spool_fd = spool_fd,
+			.limits = limits,
+			.journal = { .io = io, .fd = journal_fd, .size = limits->journal },
+		},
+	};
+	int result;
+
+	recovery.move.plan = &recovery.plan;
+	recovery.move.changed = true;
+	result = recover(&recovery, result_out, error);
+	expunge_plan_free(&recovery.plan);
+	free(recovery.program);
+	free(recovery.move.buffer);
+	return result;
+}
+
+int
+expunge_recover(const struct store_io *io, int spool_fd, int journal_fd,
+		enum expunge_recovery *result_out, struct error *error)
+{
+	return expunge_recover_limited(io, spool_fd, journal_fd, &expunge_default_limits,
+				       result_out, error);
+}

@@ -1,0 +1,368 @@
+/* The model file system: see model_store.h. Test code; every misuse aborts. */
+#include "config.h"
+
+#include "tests/unit/model_store.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <xxhash.h>
+
+static void
+require(bool condition)
+{
+	if (!condition)
+		abort();
+}
+
+static size_t
+lesser(size_t a, size_t b)
+{
+	return a < b ? a : b;
+}
+
+/* ---- changes that are not synced ---- */
+
+static struct model_change *
+new_change(struct model_store *store, int file, bool foreign)
+{
+	struct model_change *change = &store->changes[store->change_count++];
+
+	require(store->change_count <= MODEL_PENDING);
+	memset(change, 0, sizeof *change);
+	change->file = (uint8_t)file;
+	change->foreign = foreign;
+	return change;
+}
+
+static void
+change_size(struct model_store *store, int number, size_t size, bool foreign)
+{
+	struct model_file *file = &store->files[number];
+
+	require(size <= MODEL_CAPACITY);
+	if (size == file->seen_size)
+		return;
+	if (size < file->seen_size)
+		memset(file->seen + size, 0, file->seen_size - size);
+	file->seen_size = size;
+	new_change(store, number, foreign)->size = size;
+}
+
+static void
+change_bytes(struct model_store *store, int number, const void *bytes, size_t size, size_t offset,
+	     bool foreign)
+{
+	struct model_file *file = &store->files[number];
+
+	if (size == 0)
+		return;
+	require(offset + size <= MODEL_CAPACITY);
+	if (offset + size > file->seen_size)
+		change_size(store, number, offset + size, foreign);
+	memcpy(file->seen + offset, bytes, size);
+	for (size_t block = offset / MODEL_BLOCK; block <= (offset + size - 1) / MODEL_BLOCK;
+	     block++) {
+		struct model_change *change = new_change(store, number, foreign);
+
+		change->block = block;
+		change->bytes = malloc(MODEL_BLOCK);
+		require(change->bytes != NULL);
+		memcpy(change->bytes, file->seen + block * MODEL_BLOCK, MODEL_BLOCK);
+	}
+}
+
+static bool
+block_is_dirty(const struct model_store *store, int file, size_t block)
+{
+	for (size_t i = 0; i < store->change_count; i++) {
+		const struct model_change *change = &store->changes[i];
+
+		if (change->bytes != NULL && change->file == file && change->block == block &&
+		    !change->doubtful)
+			return true;
+	}
+	return false;
+}
+
+/* Doubtful blocks stay as they are until something is written to them again. */
+static void
+flush(struct model_store *store, int number)
+{
+	struct model_file *file = &store->files[number];
+	bool written[MODEL_PENDING] = { false };
+	size_t left = 0;
+
+	for (size_t i = 0; i < store->change_count; i++)
+		written[i] = store->changes[i].file == number &&
+			     (store->changes[i].bytes == NULL ||
+			      block_is_dirty(store, number, store->changes[i].block));
+	if (file->seen_size < file->durable_size)
+		memset(file->durable + file->seen_size, 0, file->durable_size - file->seen_size);
+	file->durable_size = file->seen_size;
+	for (size_t i = 0; i < store->change_count; i++) {
+		struct model_change *change = &store->changes[i];
+
+		if (!written[i]) {
+			store->changes[left++] = *change;
+			continue;
+		}
+		if (change->bytes == NULL)
+			continue;
+		memcpy(file->durable + change->block * MODEL_BLOCK,
+		       file->seen + change->block * MODEL_BLOCK, MODEL_BLOCK);
+		free(change->bytes);
+	}
+	store->change_count = left;
+}
+
+void
+model_settle(struct model_store *store)
+{
+	for (size_t i = 0; i < store->change_count; i++)
+		store->changes[i].doubtful = false;
+	for (int i = 0; i < MODEL_FILES; i++)
+		flush(store, i);
+}
+
+void
+model_append(struct model_store *store, const char *bytes, size_t size)
+{
+	change_bytes(store, MODEL_SPOOL, bytes, size, store->files[MODEL_SPOOL].seen_size, true);
+}
+
+/* ---- the operations ---- */
+
+/* The beginning of every operation: true if it is to fail. */
+static bool
+begin(struct model_store *store)
+{
+	unsigned number = store->operations++;
+
+	if (store->before != NULL)
+		store->before(store, store->argument);
+	store->last = MODEL_OTHER;
+	if (store->fault == MODEL_NO_FAULT || number < store->fault_from ||
+	    number >= store->fault_to)
+		return false;
+	errno = store->fault_errno;
+	return true;
+}
+
+static void
+end(struct model_store *store, bool changed)
+{
+	int number = errno;
+
+	if (store->after != NULL)
+		store->after(store, changed, store->argument);
+	errno = number;
+}
+
+static ssize_t
+model_pread(void *context, int fd, void *buffer, size_t size, off_t offset)
+{
+	struct model_store *store = context;
+	const struct model_file *file = &store->files[fd];
+	size_t start = lesser((size_t)offset, file->seen_size);
+	size_t got = lesser(size, file->seen_size - start);
+
+	if (begin(store))
+		return -1;
+	/* A hook may have appended, which moves nothing. */
+	memcpy(buffer, file->seen + start, got);
+	end(store, false);
+	return (ssize_t)got;
+}
+
+static ssize_t
+model_pwrite(void *context, int fd, const void *buffer, size_t size, off_t offset)
+{
+	struct model_store *store = context;
+	size_t half = size / 2 / MODEL_BLOCK * MODEL_BLOCK;
+
+	if (begin(store)) {
+		if (store->fault != MODEL_FAIL_SHORT || half == 0)
+			return -1;
+		/* The rest of it will be tried, and fails then. */
+		store->fault = MODEL_FAIL;
+		store->fault_to++;
+		half -= (size_t)offset % MODEL_BLOCK;
+		size = half;
+	}
+	change_bytes(store, fd, buffer, size, (size_t)offset, false);
+	end(store, true);
+	return (ssize_t)size;
+}
+
+static int
+model_ftruncate(void *context, int fd, off_t size)
+{
+	struct model_store *store = context;
+
+	if (begin(store))
+		return -1;
+	change_size(store, fd, (size_t)size, false);
+	end(store, true);
+	return 0;
+}
+
+static int
+model_fdatasync(void *context, int fd)
+{
+	struct model_store *store = context;
+
+	if (begin(store)) {
+		for (size_t i = 0; i < store->change_count; i++)
+			if (store->changes[i].file == fd)
+				store->changes[i].doubtful = true;
+		return -1;
+	}
+	store->syncs[fd]++;
+	flush(store, fd);
+	end(store, true);
+	return 0;
+}
+
+static int
+model_fstat(void *context, int fd, struct stat *status)
+{
+	struct model_store *store = context;
+
+	if (begin(store))
+		return -1;
+	memset(status, 0, sizeof *status);
+	status->st_dev = 7;
+	status->st_ino = store->files[fd].inode;
+	status->st_mode = S_IFREG | 0600;
+	status->st_nlink = 1;
+	status->st_size = (off_t)store->files[fd].seen_size;
+	if (fd == MODEL_SPOOL)
+		store->last = MODEL_SPOOL_SIZE_READ;
+	end(store, false);
+	return 0;
+}
+
+static const struct store_io_operations model_operations = {
+	.pread = model_pread,
+	.pwrite = model_pwrite,
+	.ftruncate = model_ftruncate,
+	.fdatasync = model_fdatasync,
+	.fsync = model_fdatasync,
+	.fstat = model_fstat,
+};
+
+struct store_io
+model_io(struct model_store *store)
+{
+	return (struct store_io){ .operations = &model_operations, .context = store };
+}
+
+/* ---- making, crashing, comparing ---- */
+
+struct model_store *
+model_new(const unsigned char *spool, size_t spool_size, size_t journal_size)
+{
+	struct model_store *store = calloc(1, sizeof *store);
+
+	require(store != NULL && spool_size <= MODEL_CAPACITY && journal_size <= MODEL_CAPACITY);
+	for (int i = 0; i < MODEL_FILES; i++)
+		store->files[i].inode = (ino_t)(100 + i);
+	memcpy(store->files[MODEL_SPOOL].seen, spool, spool_size);
+	memcpy(store->files[MODEL_SPOOL].durable, spool, spool_size);
+	store->files[MODEL_SPOOL].seen_size = spool_size;
+	store->files[MODEL_SPOOL].durable_size = spool_size;
+	store->files[MODEL_JOURNAL].seen_size = journal_size;
+	store->files[MODEL_JOURNAL].durable_size = journal_size;
+	return store;
+}
+
+void
+model_free(struct model_store *store)
+{
+	for (size_t i = 0; i < store->change_count; i++)
+		free(store->changes[i].bytes);
+	free(store);
+}
+
+static size_t
+count_changes(const struct model_store *store, bool blocks)
+{
+	size_t count = 0;
+
+	for (size_t i = 0; i < store->change_count; i++)
+		count += (store->changes[i].bytes != NULL) == blocks;
+	return count;
+}
+
+size_t
+model_block_changes(const struct model_store *store)
+{
+	return count_changes(store, true);
+}
+
+size_t
+model_size_changes(const struct model_store *store)
+{
+	return count_changes(store, false);
+}
+
+static void
+crash_size(struct model_file *file, size_t size)
+{
+	if (size < file->seen_size)
+		memset(file->seen + size, 0, file->seen_size - size);
+	file->seen_size = size;
+}
+
+struct model_store *
+model_after_crash(const struct model_store *store, const struct model_crash *crash, bool *whole_out)
+{
+	struct model_store *after = calloc(1, sizeof *after);
+	size_t blocks = 0;
+	size_t sizes = 0;
+
+	require(after != NULL);
+	*whole_out = true;
+	for (int i = 0; i < MODEL_FILES; i++) {
+		struct model_file *file = &after->files[i];
+
+		file->inode = store->files[i].inode;
+		file->seen_size = store->files[i].durable_size;
+		memcpy(file->seen, store->files[i].durable, MODEL_CAPACITY);
+	}
+	for (size_t i = 0; i < store->change_count; i++) {
+		const struct model_change *change = &store->changes[i];
+		struct model_file *file = &after->files[change->file];
+		bool kept = change->bytes != NULL ? crash->keep[blocks++] : sizes++ < crash->sizes;
+
+		if (!kept && change->foreign)
+			*whole_out = false;
+		if (kept && change->bytes != NULL)
+			memcpy(file->seen + change->block * MODEL_BLOCK, change->bytes,
+			       MODEL_BLOCK);
+		else if (kept)
+			crash_size(file, change->size);
+	}
+	for (int i = 0; i < MODEL_FILES; i++) {
+		struct model_file *file = &after->files[i];
+
+		memset(file->seen + file->seen_size, 0, MODEL_CAPACITY - file->seen_size);
+		memcpy(file->durable, file->seen, MODEL_CAPACITY);
+		file->durable_size = file->seen_size;
+	}
+	return after;
+}
+
+uint64_t
+model_hash(const struct model_store *store)
+{
+	uint64_t hash = 0;
+
+	for (int i = 0; i < MODEL_FILES; i++) {
+		const struct model_file *file = &store->files[i];
+
+		hash = XXH3_64bits_withSeed(file->seen, file->seen_size, hash + file->seen_size);
+	}
+	return hash;
+}

@@ -1,0 +1,102 @@
+/*
+ * A model of a file system with two files, a spool and a journal, behind struct store_io.
+ *
+ * Each file has what the processes see and what is on the disk. Between the two stand changes that
+ * are not synced: blocks of MODEL_BLOCK bytes, each as it stood after a write, and changes of size,
+ * in order. fdatasync makes them durable. A crash keeps any subset of the blocks and any first part
+ * of the changes of size; what a size does not cover is gone, what no kept block fills is zero.
+ * A failing fdatasync leaves its blocks in doubt for ever, unless they are written again.
+ */
+#ifndef QPOPPER_TESTS_UNIT_MODEL_STORE_H
+#define QPOPPER_TESTS_UNIT_MODEL_STORE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "lib/store_io.h"
+
+#define MODEL_BLOCK    512u   /* bytes */
+#define MODEL_CAPACITY 49152u /* bytes of one file at most */
+#define MODEL_PENDING  512u   /* changes not synced at most */
+
+enum {
+	MODEL_SPOOL = 0,
+	MODEL_JOURNAL = 1,
+	MODEL_FILES = 2
+}; /* also the file descriptors */
+
+struct model_file {
+	unsigned char seen[MODEL_CAPACITY];
+	unsigned char durable[MODEL_CAPACITY];
+	size_t seen_size;
+	size_t durable_size;
+	ino_t inode;
+};
+
+/* A change that is not synced: a block, or (bytes NULL) a new size. */
+struct model_change {
+	uint8_t file;
+	bool foreign;  /* made by model_append */
+	bool doubtful; /* a sync failed to write it */
+	size_t block;
+	size_t size;
+	unsigned char *bytes; /* MODEL_BLOCK, or NULL; owned */
+};
+
+enum model_fault {
+	MODEL_NO_FAULT,
+	MODEL_FAIL,	  /* the operation fails and does nothing */
+	MODEL_FAIL_SHORT, /* a write does the first half of its blocks, then fails */
+};
+
+struct model_store {
+	struct model_file files[MODEL_FILES];
+	struct model_change changes[MODEL_PENDING];
+	size_t change_count;
+	unsigned operations; /* done so far */
+	unsigned syncs[MODEL_FILES];
+	/* From operation number fault_from to fault_to - 1: */
+	enum model_fault fault;
+	unsigned fault_from;
+	unsigned fault_to;
+	int fault_errno;
+	/* Called after and before each operation; may be NULL. */
+	void (*after)(struct model_store *store, bool changed, void *argument);
+	void (*before)(struct model_store *store, void *argument);
+	void *argument;
+	enum {
+		MODEL_OTHER,
+		MODEL_SPOOL_SIZE_READ
+	} last; /* what the last operation was */
+};
+
+/* What a crash keeps: bit i of keep stands for the i-th block change, in order. */
+struct model_crash {
+	bool keep[MODEL_PENDING];
+	size_t sizes; /* how many changes of size */
+};
+
+/* A store with these durable contents, the journal blank. Freed with model_free. */
+struct model_store *model_new(const unsigned char *spool, size_t spool_size, size_t journal_size);
+void model_free(struct model_store *store);
+
+struct store_io model_io(struct model_store *store);
+
+/* Somebody who ignores the locks appends to the spool; not synced. */
+void model_append(struct model_store *store, const char *bytes, size_t size);
+
+/* Everything as processes see it is on disk now. */
+void model_settle(struct model_store *store);
+
+size_t model_block_changes(const struct model_store *store);
+size_t model_size_changes(const struct model_store *store);
+
+/* The state after a crash, as a new store without hooks; *whole_out: no appended byte was lost. */
+struct model_store *model_after_crash(const struct model_store *store,
+				      const struct model_crash *crash, bool *whole_out);
+
+/* Of the contents of both files as processes see them. */
+uint64_t model_hash(const struct model_store *store);
+
+#endif
