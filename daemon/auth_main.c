@@ -110,13 +110,6 @@ watch(struct spawner *spawner, struct source *source, struct error *error)
 	return 0;
 }
 
-/* No more requests come in; those that are in the channel already can still be read. */
-static void
-stop_requests(const struct source *worker)
-{
-	shutdown(worker->fd, SHUT_RD);
-}
-
 static void
 add_worker(struct spawner *spawner, struct message *message)
 {
@@ -137,7 +130,7 @@ add_worker(struct spawner *spawner, struct message *message)
 		return;
 	}
 	if (spawner->closing)
-		stop_requests(worker);
+		shutdown(worker->fd, SHUT_RD);
 	worker->next = spawner->workers;
 	spawner->workers = worker;
 }
@@ -367,7 +360,8 @@ idle(const struct spawner *spawner)
 	return spawner->running == 0 && spawner->queue_count == 0;
 }
 
-/* Requests already sent are still read and served; a channel's end shows that there are no more. */
+/* After SHUT_RD workers can send no more, what they sent can still be read, and the end of a
+ * channel shows that everything was: no request is lost. */
 static void
 renew(struct spawner *spawner, int64_t now)
 {
@@ -376,7 +370,7 @@ renew(struct spawner *spawner, int64_t now)
 	if (!spawner->closing && (idle(spawner) || now - spawner->renew_since >= RENEW_SECONDS)) {
 		spawner->closing = true;
 		for (struct source *worker = spawner->workers; worker; worker = worker->next)
-			stop_requests(worker);
+			shutdown(worker->fd, SHUT_RD);
 	}
 	if (spawner->closing && spawner->workers == NULL && idle(spawner))
 		exit(ROLE_EXIT_RENEW);

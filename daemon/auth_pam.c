@@ -30,6 +30,7 @@ mix(uint64_t hash, uint64_t value)
 	return hash ^ (hash >> 29);
 }
 
+/* Not the ctime: mere links to a file, as profilers and backups make them, do not count. */
 static uint64_t
 file_signature(int directory, const char *name)
 {
@@ -42,9 +43,7 @@ file_signature(int directory, const char *name)
 	hash = mix(hash, status.st_ino);
 	hash = mix(hash, (uint64_t)status.st_size);
 	hash = mix(hash, (uint64_t)status.st_mtim.tv_sec);
-	hash = mix(hash, (uint64_t)status.st_mtim.tv_nsec);
-	hash = mix(hash, (uint64_t)status.st_ctim.tv_sec);
-	return mix(hash, (uint64_t)status.st_ctim.tv_nsec);
+	return mix(hash, (uint64_t)status.st_mtim.tv_nsec);
 }
 
 /* All files of a directory; added up, so that their order does not matter. */

@@ -279,6 +279,7 @@ main(int argc, char *argv[])
 	int status;
 
 	umask(077);
+	master.directory_fd = open(".", O_PATH | O_DIRECTORY | O_CLOEXEC);
 	log_start(&master.log, -1, "master", false);
 	master.settings = settings_new();
 	if (master.settings == NULL)
@@ -290,6 +291,8 @@ main(int argc, char *argv[])
 	}
 	if (command_line.action == SETTINGS_SHOW_VERSION) {
 		printf("Qpopper (version %s)\n", PACKAGE_VERSION);
+		if (command_line.build_options)
+			settings_print_build(stdout);
 		return EXIT_OK;
 	}
 	settings_finish(master.settings, &report);

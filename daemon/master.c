@@ -25,8 +25,9 @@
 #define ACCEPT_PAUSE_USEC   200000u
 #define REFUSAL_RECORD_USEC 10000000u
 #define STATUS_USEC	    10000000u
-#define RESTARTS_MAX	    5
-#define SOON_USEC	    2000000u /* a monitor that dies earlier counts as a restart */
+#define SOON_USEC	    2000000u /* a monitor that dies earlier counts as one more restart */
+#define RESTART_STEP_USEC   20000u   /* pause before a restart, times the restarts so far */
+#define RESTARTS_COUNTED    50
 
 static uint64_t
 now_usec(const struct master *master)
@@ -215,6 +216,7 @@ master_generation_ready(struct master *master, struct generation *generation)
 {
 	struct generation *old = master->current;
 
+	master->served = true;
 	master->current = generation;
 	master->settings = generation->settings;
 	master->log.debug = generation->settings->debug;
@@ -230,46 +232,73 @@ master_generation_ready(struct master *master, struct generation *generation)
 	sd_notify(0, "READY=1");
 }
 
+static void schedule_restart(struct master *master);
+
 void
 master_generation_failed(struct master *master, struct generation *generation, const char *reason)
 {
 	log_write(&master->log, LOG_LEVEL_ERROR, "%s could not start%s", reason,
 		  master->current != NULL ? ": the old settings stay in force" : "");
 	generation_end(generation);
-	if (master->current == NULL) {
+	if (master->current != NULL) {
+		master->reloading = false;
+		sd_notify(0, "READY=1");
+	} else if (master->served) {
+		schedule_restart(master);
+	} else {
 		fprintf(stderr, "popper: qpopper-%s could not start; the log tells why\n", reason);
 		master->status = 1;
 		sd_event_exit(master->event, 1);
-		return;
 	}
-	master->reloading = false;
-	sd_notify(0, "READY=1");
 }
 
 static struct settings *read_settings(struct master *master, struct settings_report *report);
 
-/* The monitor died: its workers end with it, and new processes take over with the same settings. */
 static void
-replace_generation(struct master *master)
+log_report(struct master *master, const struct settings_report *report)
 {
+	for (size_t i = 0; i < report->count; i++)
+		log_write(&master->log,
+			  report->complaints[i].warning ? LOG_LEVEL_WARNING : LOG_LEVEL_ERROR, "%s",
+			  report->complaints[i].text);
+}
+
+/*
+ * New processes with the settings of the command line. What served once goes on being tried: a
+ * mistake in a file that was changed meanwhile is mended while we wait.
+ */
+static int
+on_restart(sd_event_source *source, uint64_t usec, void *userdata)
+{
+	struct master *master = userdata;
 	struct settings_report report = { 0 };
 	struct settings *settings = read_settings(master, &report);
 	struct generation *generation;
 	struct error error;
 
-	master->current = NULL;
-	set_listening(master, false);
+	(void)source;
+	(void)usec;
+	master->restart_source = sd_event_source_disable_unref(master->restart_source);
+	log_report(master, &report);
 	settings_report_free(&report);
-	if (settings == NULL) {
-		log_write(&master->log, LOG_LEVEL_ERROR,
-			  "the configuration has errors and the old processes are gone");
-	} else if (generation_start(master, settings, &generation, &error) == 0) {
-		return;
-	} else {
-		log_write(&master->log, LOG_LEVEL_ERROR, "%s", error.text);
-	}
-	master->status = 1;
-	sd_event_exit(master->event, 1);
+	if (settings != NULL && generation_start(master, settings, &generation, &error) == 0)
+		return 0;
+	log_write(&master->log, LOG_LEVEL_ERROR, "cannot start new processes: %s",
+		  settings == NULL ? "the configuration has errors" : error.text);
+	schedule_restart(master);
+	return 0;
+}
+
+static void
+schedule_restart(struct master *master)
+{
+	uint64_t pause = (uint64_t)master->restarts * RESTART_STEP_USEC;
+
+	if (master->restarts < RESTARTS_COUNTED)
+		master->restarts++;
+	if (sd_event_add_time_relative(master->event, &master->restart_source, CLOCK_MONOTONIC,
+				       pause, 0, on_restart, master) < 0)
+		sd_event_exit(master->event, 1);
 }
 
 void
@@ -288,14 +317,11 @@ master_generation_ended(struct master *master, struct generation *generation)
 	}
 	if (!current)
 		return;
-	master->restarts = soon ? master->restarts + 1 : 0;
-	if (master->restarts > RESTARTS_MAX) {
-		log_write(&master->log, LOG_LEVEL_ERROR, "the monitor keeps dying: giving up");
-		master->status = 1;
-		sd_event_exit(master->event, 1);
-		return;
-	}
-	replace_generation(master);
+	if (!soon)
+		master->restarts = 0;
+	master->current = NULL;
+	set_listening(master, false);
+	schedule_restart(master);
 }
 
 /* ---- reload ---- */
@@ -308,22 +334,18 @@ read_settings(struct master *master, struct settings_report *report)
 
 	if (settings == NULL)
 		return NULL;
+	if (fchdir(master->directory_fd) == -1)
+		log_write(&master->log, LOG_LEVEL_WARNING, "the directory of the start is gone: %s",
+			  strerror(errno));
 	settings_read_command_line(settings, master->argc, master->argv, &command_line, report);
 	settings_finish(settings, report);
+	if (chdir("/") == -1)
+		log_write(&master->log, LOG_LEVEL_WARNING, "chdir /: %s", strerror(errno));
 	if (report->errors > 0) {
 		settings_free(settings);
 		return NULL;
 	}
 	return settings;
-}
-
-static void
-log_report(struct master *master, const struct settings_report *report)
-{
-	for (size_t i = 0; i < report->count; i++)
-		log_write(&master->log,
-			  report->complaints[i].warning ? LOG_LEVEL_WARNING : LOG_LEVEL_ERROR, "%s",
-			  report->complaints[i].text);
 }
 
 static int
@@ -545,6 +567,7 @@ tear_down(struct master *master)
 	listeners_close(&master->listeners);
 	limits_free(master->limits);
 	sd_event_source_disable_unref(master->logger_source);
+	sd_event_source_disable_unref(master->restart_source);
 	sd_event_unref(master->event);
 }
 

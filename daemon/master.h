@@ -32,6 +32,7 @@ struct master {
 	int argc;
 	char *const *argv;   /* read again at a reload */
 	const char *address; /* first word of the command line, or NULL; in argv */
+	int directory_fd;    /* where it was typed: what its relative paths are relative to */
 	bool foreground;
 
 	struct settings *settings; /* of the current generation; owned by it */
@@ -52,7 +53,9 @@ struct master {
 
 	bool reloading;
 	bool stopping;
-	uint32_t restarts;   /* monitors that died soon after their start, in a row */
+	bool served;	   /* a generation was ready once: from then on we never give up */
+	uint32_t restarts; /* starts since a monitor last lived for a while */
+	sd_event_source *restart_source;
 	uint64_t refused;    /* connections refused by a limit since the last record */
 	uint64_t refused_at; /* microseconds, CLOCK_MONOTONIC, of that record */
 	int status;	     /* exit status */

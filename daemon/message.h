@@ -127,6 +127,9 @@ struct message_worker {
 	int32_t status; /* WORKER_EXITED: as waitpid gives it */
 };
 
+/* What an agent calls its session when it finishes the update of one that is long over. */
+#define MESSAGE_NO_SESSION UINT64_MAX
+
 enum message_connection_flags {
 	CONNECTION_IMPLICIT_TLS = 1,
 	CONNECTION_LOCAL = 2, /* from a loop-back address */

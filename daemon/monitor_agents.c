@@ -24,7 +24,7 @@ agent_of_job(const struct monitor *monitor, const struct job *job, int channel)
 	return (struct user_agent){
 		.kind = agent_kind(job),
 		.settings = monitor->settings,
-		.session = job->session,
+		.session = job->session != 0 ? job->session : MESSAGE_NO_SESSION,
 		.privileged = monitor->privileged,
 		.uid = job->uid,
 		.gid = job->gid,

@@ -42,6 +42,8 @@ struct signer {
 	EVP_PKEY *key; /* owned */
 	enum tls_key_kind kind;
 	bool legacy_digests; /* the library's security level is 0 */
+	/* prepared for each digest, without and with PSS, at first use */
+	EVP_PKEY_CTX *forms[TLS_DIGEST_COUNT][2];
 	struct log *log;
 	int master; /* channel to the master */
 	int events; /* epoll */
@@ -87,36 +89,50 @@ sign_message(EVP_PKEY *key, const struct message *request, unsigned char *out, s
 	return made;
 }
 
-static bool
-set_rsa_form(EVP_PKEY_CTX *context, const struct message_sign *sign)
+static EVP_PKEY_CTX *
+prepare_form(EVP_PKEY *key, const struct tls_digest *digest, int padding)
 {
-	if (sign->padding == 0)
-		return true;
-	if (EVP_PKEY_CTX_set_rsa_padding(context, sign->padding) != 1)
-		return false;
-	return sign->padding != MESSAGE_PADDING_PSS ||
-	       EVP_PKEY_CTX_set_rsa_pss_saltlen(context, RSA_PSS_SALTLEN_DIGEST) == 1;
+	EVP_PKEY_CTX *form = EVP_PKEY_CTX_new(key, NULL);
+	EVP_MD *method = EVP_MD_fetch(NULL, digest->name, NULL);
+	bool made = form && method && EVP_PKEY_sign_init(form) == 1;
+
+	if (made && padding)
+		made = EVP_PKEY_CTX_set_rsa_padding(form, padding) == 1;
+	if (made && padding == MESSAGE_PADDING_PSS)
+		made = EVP_PKEY_CTX_set_rsa_pss_saltlen(form, RSA_PSS_SALTLEN_DIGEST) == 1;
+	if (made)
+		made = EVP_PKEY_CTX_set_signature_md(form, method) == 1;
+	EVP_MD_free(method);
+	if (made)
+		return form;
+	EVP_PKEY_CTX_free(form);
+	return NULL;
 }
 
 static bool
-sign_digest(EVP_PKEY *key, const struct message *request, const struct tls_digest *digest,
+sign_digest(struct signer *signer, const struct message *request, const struct tls_digest *digest,
 	    unsigned char *out, size_t *size)
 {
-	EVP_PKEY_CTX *context = EVP_PKEY_CTX_new(key, NULL);
-	EVP_MD *method = EVP_MD_fetch(NULL, digest->name, NULL);
-	bool made = context && method && EVP_PKEY_sign_init(context) == 1 &&
-		    set_rsa_form(context, &request->payload.sign) &&
-		    EVP_PKEY_CTX_set_signature_md(context, method) == 1 &&
-		    EVP_PKEY_sign(context, out, size, request->tail, request->tail_size) == 1;
+	int padding = request->payload.sign.padding;
+	EVP_PKEY_CTX **form = &signer->forms[digest - tls_digests][padding == MESSAGE_PADDING_PSS];
 
-	EVP_MD_free(method);
-	EVP_PKEY_CTX_free(context);
-	return made;
+	if (!*form)
+		*form = prepare_form(signer->key, digest, padding);
+	return *form && EVP_PKEY_sign(*form, out, size, request->tail, request->tail_size) == 1;
+}
+
+static void
+forget_key(struct signer *signer)
+{
+	for (size_t i = 0; i < TLS_DIGEST_COUNT; i++)
+		for (size_t j = 0; j < 2; j++)
+			EVP_PKEY_CTX_free(signer->forms[i][j]);
+	EVP_PKEY_free(signer->key);
 }
 
 /* False: the key does not sign that. */
 static bool
-make_signature(const struct signer *signer, const struct message *request,
+make_signature(struct signer *signer, const struct message *request,
 	       unsigned char out[MESSAGE_SIGNATURE_MAX], size_t *size_out)
 {
 	const struct tls_digest *digest;
@@ -124,7 +140,7 @@ make_signature(const struct signer *signer, const struct message *request,
 
 	*size_out = MESSAGE_SIGNATURE_MAX;
 	if (request_fits_key(signer, request, &digest))
-		made = digest ? sign_digest(signer->key, request, digest, out, size_out)
+		made = digest ? sign_digest(signer, request, digest, out, size_out)
 			      : sign_message(signer->key, request, out, size_out);
 	ERR_clear_error();
 	return made;
@@ -137,7 +153,7 @@ make_signature(const struct signer *signer, const struct message *request,
  * that asks and does not listen is one that breaks the protocol.
  */
 static int
-serve_worker(const struct signer *signer, int channel, struct error *error)
+serve_worker(struct signer *signer, int channel, struct error *error)
 {
 	unsigned char signature[MESSAGE_SIGNATURE_MAX];
 	struct message_signature answer = { 0 };
@@ -203,7 +219,7 @@ end_channel(const struct signer *signer, int channel, const struct error *error)
 
 /* GO_ON, or the exit status. */
 static int
-serve_ready(const struct signer *signer, const struct epoll_event *ready, int count)
+serve_ready(struct signer *signer, const struct epoll_event *ready, int count)
 {
 	struct error error;
 
@@ -227,7 +243,7 @@ serve_ready(const struct signer *signer, const struct epoll_event *ready, int co
 
 /* Serve until the master's channel ends; returns the exit status. */
 static int
-serve(const struct signer *signer)
+serve(struct signer *signer)
 {
 	struct epoll_event ready[EVENTS_MAX];
 	int status = GO_ON;
@@ -282,7 +298,7 @@ default_security_level(const struct settings *settings, int *level_out, struct e
  * first use, and a key that is damaged shows now and not at the first client.
  */
 static int
-try_key(const struct signer *signer, struct error *error)
+try_key(struct signer *signer, struct error *error)
 {
 	static const unsigned char input[32];
 	unsigned char signature[MESSAGE_SIGNATURE_MAX];
@@ -302,15 +318,20 @@ try_key(const struct signer *signer, struct error *error)
 	return 0;
 }
 
+/* popper had the files checked before; by now they may be others. */
 static int
 load_key(struct signer *signer, const struct settings *settings, struct error *error)
 {
+	char warning[TLS_WARNING_SIZE];
 	int level = 0;
 
-	if (tls_read_private_key(settings, &signer->key, error) < 0 ||
+	if (tls_check_files_warn(settings, warning, error) < 0 ||
+	    tls_read_private_key(settings, &signer->key, error) < 0 ||
 	    tls_key_kind_of(signer->key, &signer->kind, error) < 0 ||
 	    default_security_level(settings, &level, error) < 0)
 		return -1;
+	if (warning[0])
+		log_write(signer->log, LOG_LEVEL_WARNING, "%s", warning);
 	signer->legacy_digests = level == 0;
 	return try_key(signer, error);
 }
@@ -395,7 +416,7 @@ main(int argc, char *argv[])
 		return ROLE_EXIT_FAILED;
 	}
 	status = serve(&signer);
-	EVP_PKEY_free(signer.key);
+	forget_key(&signer);
 	settings_free(role.settings);
 	return status;
 }

@@ -174,8 +174,11 @@ read_announcement(struct reading *reading, const char *item, size_t size)
 			 settings_show(&shown, item, size));
 		return;
 	}
-	snprintf(value, sizeof value, "%.*s", (int)(value_size < sizeof value ? value_size : 31),
-		 value_size > 0 ? equals + 1 : "");
+	if (value_size >= sizeof value) {
+		COMPLAIN(reading, false, "-e: the value of %s is too long", name);
+		return;
+	}
+	snprintf(value, sizeof value, "%.*s", (int)value_size, value_size > 0 ? equals + 1 : "");
 	settings_value_apply(reading->settings, settings_option_find(name),
 			     value_size > 0 ? value : absent, "command line: -e", reading->report);
 }

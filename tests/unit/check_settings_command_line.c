@@ -184,7 +184,7 @@ static const struct bad_words bad_words[] = {
 	{ "-e", "expires=3", "-e: expected login_delay=SECONDS or expire=DAYS, not \"expires=3\"" },
 	{ "-e", "expire=3,", "-e: expected" },
 	{ "-e", "expire=x", "command line: -e: announce-expire must be" },
-	{ "-e", "expire=99999999999999999999999999999999999999", "announce-expire must be" },
+	{ "-e", "expire=00000000000000000000000000000000000003", "announce-expire is too long" },
 	{ "-F", NULL, "fast-update = true is not available in this version yet" },
 	{ "-u", NULL, "user-options = true is not available in this version yet" },
 	{ "-U", NULL, "spool-options = true is not available" },

@@ -121,7 +121,9 @@ static const struct bad_whole bad_wholes[] = {
 	{ CERTIFICATE "set tls-version = TLSv1.3\nset tls-options = 0x20000000\n",
 	  "leave no protocol version" },
 	{ CERTIFICATE "set tls-options = 0x28000000\n", "leave no protocol version" },
+#ifdef HAVE_PAM
 	{ "set passwd-file = /u\nset authentication = pam\n", "one source of users" },
+#endif
 	{ "set authentication = shadow\nset passwd-file = /u\n", "authentication = shadow" },
 	{ "set authentication = passwd-file\n", "set passwd-file" },
 	{ "set login-timeout = 5\nset failure-delay = 5\n", "failure-delay must be less" },

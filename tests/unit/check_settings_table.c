@@ -113,7 +113,11 @@ START_TEST(defaults_are_the_decided_ones)
 	ck_assert_int_eq(settings->announce_expire, SETTINGS_EXPIRE_NEVER);
 	ck_assert_int_eq(settings->announce_login_delay, SETTINGS_LOGIN_DELAY_NONE);
 	ck_assert_int_eq(settings->tls_support, TLS_SUPPORT_NONE);
+#ifdef HAVE_PAM
 	ck_assert_int_eq(settings->authentication, AUTHENTICATION_PAM);
+#else
+	ck_assert_int_eq(settings->authentication, AUTHENTICATION_SHADOW);
+#endif
 	ck_assert_str_eq(settings->pam_service, PAM_SERVICE);
 	ck_assert_int_eq(settings->block_uid, 10);
 	ck_assert_int_eq(settings->login_tries, 1);

@@ -1,0 +1,382 @@
+"""End-to-end tests: the real daemon, started and stopped, and TAP on standard output.
+
+A test program defines functions, marks them with @test and ends in main(). Each test gets a Site: a
+scratch directory with spool, settings, certificate and users, and methods to start popper there. As
+root the site has system users and the full set of rights; as an ordinary user virtual users of its
+own. A test that cannot run raises Skip with the reason.
+
+The programs under test are those of the build (POPPER_BUILD, default the current directory).
+"""
+import os
+import poplib
+import pwd
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+
+BUILD = os.path.abspath(os.environ.get("POPPER_BUILD", "."))
+ROOT = os.geteuid() == 0
+PASSWORD = "correct horse"
+SERVICE_USERS = ("_qpopper", "_qpopsign", "_qpopauth")
+TESTS = []
+
+
+class Skip(Exception):
+    """The test cannot run here; the text says why."""
+
+
+def test(function):
+    TESTS.append(function)
+    return function
+
+
+def need_root():
+    if not ROOT:
+        raise Skip("needs root")
+
+
+def need_program(*names):
+    for name in names:
+        if shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin:/sbin") is None:
+            raise Skip(name + " is not installed")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until(condition, seconds=10, what="condition"):
+    """Poll until condition() is true; its value is returned."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError("timed out waiting for " + what)
+        time.sleep(0.02)
+
+
+def crypt_hash(password):
+    """A cheap crypt(5) hash: tests check many passwords."""
+    return subprocess.run(["openssl", "passwd", "-1", "-salt", "testsalt", password],
+                          check=True, capture_output=True, text=True).stdout.strip()
+
+
+def message(number, body="", sender="sender@example.org", extra=""):
+    """One message as it stands in a spool, with its separator line and the empty line behind it."""
+    if not body:
+        body = "Body of message %d.\n" % number
+    if not body.endswith("\n"):
+        body += "\n"
+    return ("From %s Sat Nov 21 12:%02d:%02d 2026\nReceived: from a by b; Sat, 21 Nov 2026 12:00:00 +0000\n"
+            "From: %s\nTo: user\nSubject: message %d\nMessage-ID: <%d@example.org>\n%s\n%s\n"
+            % (sender, number // 60 % 60, number % 60, sender, number, number, extra, body))
+
+
+def as_sent(spool_message):
+    """What a client must receive of such a message: CRLF line ends, without the separator."""
+    content = spool_message.split("\n", 1)[1]
+    assert content.endswith("\n\n")
+    return content[:-1].replace("\n", "\r\n").encode("latin-1")
+
+
+def children_of(pid):
+    """Every descendant process of pid, as {pid: command name}."""
+    parents = {}
+    names = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open("/proc/%s/stat" % entry) as status:
+                    fields = status.read()
+            except OSError:
+                continue
+            names[int(entry)] = fields[fields.index("(") + 1:fields.rindex(")")]
+            parents[int(entry)] = int(fields[fields.rindex(")") + 2:].split()[1])
+    found = {}
+    grown = True
+    family = {pid}
+    while grown:
+        grown = False
+        for child, parent in parents.items():
+            if parent in family and child not in family:
+                family.add(child)
+                found[child] = names[child]
+                grown = True
+    return found
+
+
+class Site:
+    """A scratch installation: directories, settings, users and at most one running popper."""
+
+    def __init__(self):
+        self.directory = tempfile.mkdtemp(prefix="qpopper-test.")
+        os.chmod(self.directory, 0o755)
+        self.spool = self.path("mail")
+        self.state = self.path("state")
+        self.port = free_port()
+        self.tls_port = free_port()
+        self.settings = {}
+        self.process = None
+        self.system_users = []
+        self.virtual = {}
+        self.cleanups = []
+        os.mkdir(self.spool)
+        os.mkdir(self.state, 0o755)
+        if ROOT:
+            self.add_service_users()
+            os.chown(self.spool, 0, 8)
+            os.chmod(self.spool, 0o2775)
+        self.make_certificate()
+
+    def path(self, *names):
+        return os.path.join(self.directory, *names)
+
+    # ---- users and mail ----
+
+    @staticmethod
+    def add_service_users():
+        for name in SERVICE_USERS:
+            try:
+                pwd.getpwnam(name)
+            except KeyError:
+                subprocess.run(["useradd", "-r", "-M", "-d", "/nonexistent", "-s", "/usr/sbin/nologin", name],
+                               check=True, capture_output=True)
+
+    def add_user(self, name="user", password=PASSWORD, uid=None):
+        """A virtual user in passwd-file, with the uid of the tester or, as root, one of its own."""
+        if uid is None:
+            uid = 60000 + len(self.virtual) if ROOT else os.getuid()
+        self.virtual[name] = (crypt_hash(password), uid, 8 if ROOT else os.getgid())
+        self.write_passwd_file()
+        return name
+
+    def write_passwd_file(self):
+        with open(self.path("users.new"), "w") as users:
+            for name, (hashed, uid, gid) in self.virtual.items():
+                users.write("%s:%s:%d:%d::::\n" % (name, hashed, uid, gid))
+        os.chmod(self.path("users.new"), 0o640 if ROOT else 0o600)
+        if ROOT:
+            os.chown(self.path("users.new"), 0, pwd.getpwnam("_qpopauth").pw_gid)
+        os.rename(self.path("users.new"), self.path("users"))
+
+    def add_system_user(self, name, password=PASSWORD):
+        """A real account, removed with the site; its password hash is cheap."""
+        need_root()
+        subprocess.run(["userdel", name], capture_output=True)
+        subprocess.run(["useradd", "-M", "-d", "/nonexistent", "-s", "/bin/sh", "-p", crypt_hash(password), name],
+                       check=True, capture_output=True)
+        self.system_users.append(name)
+        return name
+
+    def owner_of(self, user):
+        if user in self.virtual:
+            return self.virtual[user][1:]
+        entry = pwd.getpwnam(user)
+        return entry.pw_uid, 8
+
+    def spool_path(self, user="user"):
+        return os.path.join(self.spool, user)
+
+    def put_mail(self, messages, user="user"):
+        """Replace the user's spool by these messages (a list of str, or bytes as they are)."""
+        data = messages if isinstance(messages, bytes) else "".join(messages).encode("latin-1")
+        path = self.spool_path(user)
+        with open(path, "wb") as spool:
+            spool.write(data)
+        os.chmod(path, 0o660 if ROOT else 0o600)
+        if ROOT:
+            os.chown(path, *self.owner_of(user))
+
+    def read_mail(self, user="user"):
+        with open(self.spool_path(user), "rb") as spool:
+            return spool.read()
+
+    # ---- settings ----
+
+    def make_certificate(self, name="localhost", days=30):
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
+                        "-nodes", "-days", str(days), "-subj", "/CN=" + name,
+                        "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
+                        "-keyout", self.path("key.pem"), "-out", self.path("cert.pem")],
+                       check=True, capture_output=True)
+        os.chmod(self.path("key.pem"), 0o600)
+
+    def default_settings(self):
+        settings = {
+            "listen": "127.0.0.1:%d" % self.port,
+            "listen-tls": "127.0.0.1:%d" % self.tls_port,
+            "clear-text-password": "always",
+            "spool-dir": self.spool,
+            "state-dir": self.state,
+            "helper-dir": BUILD,
+            "tls-server-cert-file": self.path("cert.pem"),
+            "tls-private-key-file": self.path("key.pem"),
+            "failure-delay": "1",
+            "statistics": "true",
+        }
+        if self.virtual:
+            settings["passwd-file"] = self.path("users")
+        return settings
+
+    def write_settings(self, **changes):
+        """Settings by keyword, '_' for '-'; None leaves one out."""
+        settings = self.default_settings()
+        for name, value in {**self.settings, **changes}.items():
+            settings[name.replace("_", "-")] = value
+        with open(self.path("popper.conf"), "w") as conf:
+            for name, value in settings.items():
+                if value is not None:
+                    conf.write("set %s = %s\n" % (name, value))
+
+    # ---- the daemon ----
+
+    def start(self, *arguments, wait=True, **changes):
+        self.write_settings(**changes)
+        self.log_file = open(self.path("log"), "ab")
+        self.process = subprocess.Popen([os.path.join(BUILD, "popper"), "--foreground", "-f",
+                                         self.path("popper.conf"), *arguments],
+                                        stdin=subprocess.DEVNULL, stdout=self.log_file, stderr=self.log_file)
+        if wait:
+            self.wait_ready()
+        return self.process
+
+    def wait_ready(self):
+        def ready():
+            if self.process.poll() is not None:
+                raise AssertionError("popper ended with %d:\n%s" % (self.process.returncode, self.log()))
+            return "serves (generation" in self.log()
+        wait_until(ready, 20, "popper to serve")
+
+    def stop(self):
+        """SIGTERM; the exit status."""
+        if self.process is None:
+            return None
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(40)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+                raise AssertionError("popper did not end after SIGTERM:\n" + self.log())
+        status = self.process.returncode
+        self.process = None
+        return status
+
+    def log(self):
+        try:
+            with open(self.path("log"), encoding="latin-1") as log:
+                return log.read()
+        except FileNotFoundError:
+            return ""
+
+    def wait_log(self, text, seconds=10):
+        wait_until(lambda: text in self.log(), seconds, "%r in the log" % text)
+
+    def processes(self, name=None):
+        """The service's processes: pids, or those of that name ("qpopper-worker")."""
+        found = children_of(self.process.pid)
+        return sorted(pid for pid, command in found.items() if name is None or command == name[:15])
+
+    # ---- clients ----
+
+    def connect(self, tls=None, timeout=20):
+        """poplib, plain, 'stls' or 'tls'."""
+        context = ssl.create_default_context(cafile=self.path("cert.pem"))
+        if tls == "tls":
+            return poplib.POP3_SSL("localhost", self.tls_port, context=context, timeout=timeout)
+        client = poplib.POP3("127.0.0.1", self.port, timeout=timeout)
+        if tls == "stls":
+            client.host = "localhost"
+            client.stls(context)
+        return client
+
+    def login(self, user="user", password=PASSWORD, tls=None, timeout=20):
+        client = self.connect(tls, timeout)
+        client.user(user)
+        client.pass_(password)
+        return client
+
+    def raw(self, timeout=20):
+        """A plain socket after the greeting."""
+        client = socket.create_connection(("127.0.0.1", self.port), timeout)
+        greeting = client.recv(600)
+        assert greeting.startswith(b"+OK"), greeting
+        return client
+
+    # ---- end ----
+
+    def close(self):
+        try:
+            if self.process is not None and self.process.poll() is None:
+                self.stop()
+        finally:
+            for cleanup in reversed(self.cleanups):
+                cleanup()
+            for name in self.system_users:
+                subprocess.run(["userdel", name], capture_output=True)
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def read_until(client, end, limit=1 << 26):
+    """Receive until the bytes end with `end`."""
+    data = b""
+    while not data.endswith(end):
+        piece = client.recv(65536)
+        if not piece:
+            raise AssertionError("closed after %r" % data[-200:])
+        data += piece
+        assert len(data) < limit
+    return data
+
+
+def retrieve(client, number):
+    """RETR by poplib, as the exact octets without dot-stuffing."""
+    response, lines, octets = client.retr(number)
+    return b"".join(line + b"\r\n" for line in lines)
+
+
+def run_one(function):
+    site = Site()
+    try:
+        function(site)
+        return None
+    except Skip:
+        raise
+    except Exception:
+        return traceback.format_exc() + "\n--- log of popper ---\n" + site.log()[-6000:]
+    finally:
+        site.close()
+
+
+def main():
+    """Run the tests of this program (or those named in the arguments) and print TAP."""
+    os.environ["PATH"] += ":/usr/sbin:/sbin"
+    wanted = [function for function in TESTS if len(sys.argv) == 1 or function.__name__ in sys.argv[1:]]
+    failed = 0
+    print("1..%d" % len(wanted), flush=True)
+    for number, function in enumerate(wanted, 1):
+        name = "%s: %s" % (function.__name__, (function.__doc__ or "").strip().split("\n")[0])
+        try:
+            failure = run_one(function)
+        except Skip as reason:
+            print("ok %d - %s # SKIP %s" % (number, name, reason), flush=True)
+            continue
+        if failure is None:
+            print("ok %d - %s" % (number, name), flush=True)
+            continue
+        failed += 1
+        for line in failure.splitlines():
+            print("# " + line)
+        print("not ok %d - %s" % (number, name), flush=True)
+    sys.exit(1 if failed else 0)
