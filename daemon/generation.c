@@ -99,9 +99,8 @@ process_message(struct process *process, const struct message *message)
 	case MESSAGE_WORKER_EXITED:
 		if (message->payload.worker.status != 0)
 			log_write(&process->generation->master->log, LOG_LEVEL_WARNING,
-				  "worker %u ended with status 0x%x",
-				  message->payload.worker.worker,
-				  (unsigned)message->payload.worker.status);
+			    "worker %u ended with status 0x%x", message->payload.worker.worker,
+			    (unsigned)message->payload.worker.status);
 		break;
 	default:
 		break;
@@ -121,8 +120,7 @@ on_process_message(sd_event_source *source, int fd, uint32_t events, void *userd
 	if (message_receive(fd, process->role, ROLE_MASTER, &message, &got, &error) == -1) {
 		if (error.code != ERROR_CLOSED) {
 			log_write(&process->generation->master->log, LOG_LEVEL_ERROR,
-				  "%s sent a bad message: %s", role_name(process->role),
-				  error.text);
+			    "%s sent a bad message: %s", role_name(process->role), error.text);
 			kill(process->pid, SIGKILL);
 		}
 		/* what became of it is learnt from its exit status */
@@ -150,10 +148,9 @@ on_restart(sd_event_source *source, uint64_t usec, void *userdata)
 	process->restart = sd_event_source_disable_unref(process->restart);
 	if (process_spawn(process, &error) == -1) {
 		log_write(&generation->master->log, LOG_LEVEL_ERROR, "cannot replace %s: %s",
-			  role_name(process->role), error.text);
+		    role_name(process->role), error.text);
 		sd_event_add_time_relative(generation->master->event, &process->restart,
-					   CLOCK_MONOTONIC, 10 * RESTART_DELAY_USEC, 0, on_restart,
-					   process);
+		    CLOCK_MONOTONIC, 10 * RESTART_DELAY_USEC, 0, on_restart, process);
 		return 0;
 	}
 	if (process->role != ROLE_WORKER_PARENT)
@@ -169,8 +166,7 @@ process_replace(struct process *process)
 	uint64_t age = now_usec(generation) - process->started;
 
 	sd_event_add_time_relative(generation->master->event, &process->restart, CLOCK_MONOTONIC,
-				   age > 10 * RESTART_DELAY_USEC ? 0 : RESTART_DELAY_USEC, 0,
-				   on_restart, process);
+	    age > 10 * RESTART_DELAY_USEC ? 0 : RESTART_DELAY_USEC, 0, on_restart, process);
 }
 
 static void
@@ -184,8 +180,8 @@ log_exit(const struct process *process, const siginfo_t *information)
 		log_write(log, LOG_LEVEL_INFO, "%s is started anew", role_name(process->role));
 	else
 		log_write(log, LOG_LEVEL_ERROR, "%s ended: %s %d", role_name(process->role),
-			  information->si_code == CLD_EXITED ? "exit status" : "signal",
-			  information->si_status);
+		    information->si_code == CLD_EXITED ? "exit status" : "signal",
+		    information->si_status);
 }
 
 static int
@@ -219,8 +215,8 @@ connect_to_monitor(struct generation *generation, enum role role, int *end_out, 
 
 	if (message_channel_pair(pair, false, error) == -1)
 		return -1;
-	result = message_send(generation->monitor.fd, MESSAGE_CHANNEL, &payload, NULL, 0, &pair[0],
-			      1, error);
+	result = message_send(
+	    generation->monitor.fd, MESSAGE_CHANNEL, &payload, NULL, 0, &pair[0], 1, error);
 	close(pair[0]);
 	if (result == -1)
 		close(pair[1]);
@@ -241,17 +237,17 @@ process_spawn(struct process *process, struct error *error)
 	if (checker && connect_to_monitor(generation, process->role, &monitor_fd, error) == -1)
 		return -1;
 	result = spawn_role(master, generation->settings, role_name(process->role), monitor_fd,
-			    &process->pid, &process->fd, error);
+	    &process->pid, &process->fd, error);
 	if (monitor_fd != -1)
 		close(monitor_fd);
 	if (result == -1)
 		return -1;
 	process->started = now_usec(generation);
-	result = sd_event_add_io(master->event, &process->io, process->fd, EPOLLIN,
-				 on_process_message, process);
+	result = sd_event_add_io(
+	    master->event, &process->io, process->fd, EPOLLIN, on_process_message, process);
 	if (result >= 0)
 		result = sd_event_add_child(master->event, &process->child, process->pid, WEXITED,
-					    on_process_exit, process);
+		    on_process_exit, process);
 	if (result < 0) {
 		kill(process->pid, SIGKILL);
 		process_forget(process);
@@ -261,8 +257,8 @@ process_spawn(struct process *process, struct error *error)
 }
 
 static void
-process_prepare(struct generation *generation, struct process *process, enum role role,
-		uint32_t index)
+process_prepare(
+    struct generation *generation, struct process *process, enum role role, uint32_t index)
 {
 	*process =
 	    (struct process){ .generation = generation, .role = role, .index = index, .fd = -1 };
@@ -298,7 +294,7 @@ start_processes(struct generation *generation, struct error *error)
 
 int
 generation_start(struct master *master, struct settings *settings,
-		 struct generation **generation_out, struct error *error)
+    struct generation **generation_out, struct error *error)
 {
 	struct generation *generation = calloc(1, sizeof *generation);
 	enum role checker =
@@ -336,8 +332,8 @@ on_drain_deadline(sd_event_source *source, uint64_t usec, void *userdata)
 	(void)source;
 	(void)usec;
 	log_write(&generation->master->log, LOG_LEVEL_NOTICE,
-		  "generation %u: time is up, %u workers are cut", generation->number,
-		  generation->worker_count);
+	    "generation %u: time is up, %u workers are cut", generation->number,
+	    generation->worker_count);
 	generation_end_workers(generation);
 	return 0;
 }
@@ -356,8 +352,8 @@ generation_drain(struct generation *generation, uint32_t seconds)
 	sd_event_source_disable_unref(generation->deadline);
 	generation->deadline = NULL;
 	sd_event_add_time_relative(generation->master->event, &generation->deadline,
-				   CLOCK_MONOTONIC, (uint64_t)seconds * 1000000 + 1000000, 0,
-				   on_drain_deadline, generation);
+	    CLOCK_MONOTONIC, (uint64_t)seconds * 1000000 + 1000000, 0, on_drain_deadline,
+	    generation);
 }
 
 static void

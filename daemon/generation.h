@@ -86,7 +86,7 @@ struct accepted {
  * master_generation_ready or _failed follows. -1 when a process could not be started.
  */
 int generation_start(struct master *master, struct settings *settings,
-		     struct generation **generation_out, struct error *error);
+    struct generation **generation_out, struct error *error);
 
 /* Hand a connection to a worker; it is refused politely if there is none. */
 void generation_connect(struct generation *generation, struct accepted *accepted);
@@ -113,7 +113,7 @@ void generation_drain_workers(struct generation *generation, uint32_t seconds);
  * (or -1) becomes ROLE_FD_MONITOR. *channel_out is non-blocking and the caller's.
  */
 int spawn_role(struct master *master, const struct settings *settings, const char *name,
-	       int monitor_fd, pid_t *pid_out, int *channel_out, struct error *error);
+    int monitor_fd, pid_t *pid_out, int *channel_out, struct error *error);
 
 /*
  * Run `qpopper-signer --check` on the settings and wait for it: certificate and key are in order,

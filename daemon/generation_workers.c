@@ -69,10 +69,10 @@ worker_ended(struct worker *worker)
 
 	if (had_sessions)
 		log_write(&master->log, LOG_LEVEL_WARNING, "worker %u has gone with %u sessions",
-			  worker->number, worker->sessions);
+		    worker->number, worker->sessions);
 	if (generation->monitor.fd != -1 &&
 	    message_send(generation->monitor.fd, MESSAGE_CHANNEL_GONE, &gone, NULL, 0, NULL, 0,
-			 &error) == -1 &&
+		&error) == -1 &&
 	    error.code != ERROR_CLOSED)
 		log_write(&master->log, LOG_LEVEL_ERROR, "monitor: %s", error.text);
 	worker_free(worker);
@@ -138,7 +138,7 @@ receive_one(struct worker *worker)
 	if (message_receive(worker->fd, ROLE_WORKER, ROLE_MASTER, &message, &got, &error) == -1) {
 		if (error.code != ERROR_CLOSED)
 			log_write(&worker->generation->master->log, LOG_LEVEL_ERROR,
-				  "worker %u sent a bad message: %s", worker->number, error.text);
+			    "worker %u sent a bad message: %s", worker->number, error.text);
 		worker_ended(worker);
 		return false;
 	}
@@ -189,8 +189,8 @@ connect_worker(struct process *process, uint32_t worker_number, int *end_out, st
 		return -1;
 	/* a role that is not running (or not wanted) leaves a dead end */
 	if (process->fd != -1)
-		result = message_send(process->fd, MESSAGE_CHANNEL, &payload, NULL, 0, &pair[0], 1,
-				      error);
+		result = message_send(
+		    process->fd, MESSAGE_CHANNEL, &payload, NULL, 0, &pair[0], 1, error);
 	close(pair[0]);
 	if (result == -1)
 		close(pair[1]);
@@ -211,11 +211,11 @@ start_process(struct generation *generation, struct worker *worker, struct error
 		return -1;
 	ends[0] = pair[1];
 	if (connect_worker(&generation->monitor, worker->number, &ends[1], error) == 0 &&
-	    connect_worker(checker_of(generation, worker->number), worker->number, &ends[2],
-			   error) == 0 &&
+	    connect_worker(
+		checker_of(generation, worker->number), worker->number, &ends[2], error) == 0 &&
 	    connect_worker(&generation->signer, worker->number, &ends[3], error) == 0)
 		result = message_send(generation->worker_parent.fd, MESSAGE_WORKER_START, &payload,
-				      NULL, 0, ends, 4, error);
+		    NULL, 0, ends, 4, error);
 	for (unsigned i = 0; i < 4; i++) {
 		if (ends[i] != -1)
 			close(ends[i]);
@@ -245,8 +245,8 @@ worker_start(struct generation *generation)
 		free(worker);
 		return NULL;
 	}
-	result = sd_event_add_io(master->event, &worker->io, worker->fd, EPOLLIN, on_worker_message,
-				 worker);
+	result = sd_event_add_io(
+	    master->event, &worker->io, worker->fd, EPOLLIN, on_worker_message, worker);
 	if (result < 0) {
 		close(worker->fd);
 		free(worker);
@@ -284,14 +284,14 @@ generation_reconnect_workers(struct generation *generation, struct process *proc
 		    checker_of(generation, worker->number) != process)
 			continue;
 		if (connect_worker(process, worker->number, &end, &error) == 0) {
-			int result = message_send(worker->fd, MESSAGE_CHANNEL, &payload, NULL, 0,
-						  &end, 1, &error);
+			int result = message_send(
+			    worker->fd, MESSAGE_CHANNEL, &payload, NULL, 0, &end, 1, &error);
 			close(end);
 			if (result == 0)
 				continue;
 		}
 		log_write(&generation->master->log, LOG_LEVEL_ERROR, "worker %u: %s",
-			  worker->number, error.text);
+		    worker->number, error.text);
 	}
 }
 
@@ -329,8 +329,8 @@ choose_worker(struct generation *generation)
 
 /* Numeric address and port; an IPv4 address that came over an IPv6 socket is shown as IPv4. */
 static uint16_t
-describe_address(const struct sockaddr_storage *address, char *text, socklen_t size,
-		 bool *local_out)
+describe_address(
+    const struct sockaddr_storage *address, char *text, socklen_t size, bool *local_out)
 {
 	const struct sockaddr_in6 *v6 = (const void *)address;
 	const struct sockaddr_in *v4 = (const void *)address;
@@ -362,10 +362,10 @@ describe(const struct accepted *accepted, uint64_t session, struct message_conne
 
 	memset(message, 0, sizeof *message);
 	message->session = session;
-	message->peer_port = describe_address(&accepted->peer, message->peer_address,
-					      sizeof message->peer_address, &local);
-	message->local_port = describe_address(&accepted->local, message->local_address,
-					       sizeof message->local_address, &unused);
+	message->peer_port = describe_address(
+	    &accepted->peer, message->peer_address, sizeof message->peer_address, &local);
+	message->local_port = describe_address(
+	    &accepted->local, message->local_address, sizeof message->local_address, &unused);
 	message->flags =
 	    (accepted->implicit_tls ? CONNECTION_IMPLICIT_TLS : 0) | (local ? CONNECTION_LOCAL : 0);
 }
@@ -380,14 +380,14 @@ hand_over(struct generation *generation, struct worker *worker, struct accepted 
 	struct error error;
 
 	describe(accepted, ++master->next_session, &message);
-	connection = limits_add(master->limits, &accepted->peer, message.session, worker,
-				&worker->connections);
+	connection = limits_add(
+	    master->limits, &accepted->peer, message.session, worker, &worker->connections);
 	if (connection == NULL)
 		return false;
 	if (message_send(worker->fd, MESSAGE_CONNECTION, &message, NULL, 0, &accepted->fd, 1,
-			 &error) == -1) {
-		log_write(&master->log, LOG_LEVEL_ERROR, "worker %u: %s", worker->number,
-			  error.text);
+		&error) == -1) {
+		log_write(
+		    &master->log, LOG_LEVEL_ERROR, "worker %u: %s", worker->number, error.text);
 		limits_remove(master->limits, connection);
 		return false;
 	}
@@ -403,8 +403,7 @@ generation_connect(struct generation *generation, struct accepted *accepted)
 	int64_t retire = private_workers(generation) ? 1 : generation->settings->worker_retire;
 
 	if (worker == NULL || !hand_over(generation, worker, accepted)) {
-		master_refuse(
-		    accepted->fd, accepted->implicit_tls,
+		master_refuse(accepted->fd, accepted->implicit_tls,
 		    "-ERR [SYS/TEMP] No process is free to serve you, try again later.\r\n");
 		return;
 	}

@@ -108,7 +108,7 @@ drop_address(struct limits *limits, struct address_entry *entry)
 
 enum limits_answer
 limits_check(const struct limits *limits, const struct settings *settings,
-	     const struct sockaddr_storage *peer)
+    const struct sockaddr_storage *peer)
 {
 	const struct address_entry *entry;
 	uint8_t key[9];
@@ -126,7 +126,7 @@ limits_check(const struct limits *limits, const struct settings *settings,
 
 struct connection *
 limits_add(struct limits *limits, const struct sockaddr_storage *peer, uint64_t session,
-	   struct worker *worker, struct connection **list)
+    struct worker *worker, struct connection **list)
 {
 	struct connection *connection = calloc(1, sizeof *connection);
 	uint8_t key[9];

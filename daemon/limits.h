@@ -39,18 +39,18 @@ void limits_free(struct limits *limits);
 
 /* Whether one more connection from that address may be served under these settings. */
 enum limits_answer limits_check(const struct limits *limits, const struct settings *settings,
-				const struct sockaddr_storage *peer);
+    const struct sockaddr_storage *peer);
 
 /*
  * Count a new connection (IPv6 by /64) and hook it into the worker's list, whose head is *list.
  * NULL only when memory is exhausted. Ended by limits_remove.
  */
 struct connection *limits_add(struct limits *limits, const struct sockaddr_storage *peer,
-			      uint64_t session, struct worker *worker, struct connection **list);
+    uint64_t session, struct worker *worker, struct connection **list);
 
 /* The connection of that session if that worker serves it, or NULL. */
-struct connection *limits_find(const struct limits *limits, uint64_t session,
-			       const struct worker *worker);
+struct connection *limits_find(
+    const struct limits *limits, uint64_t session, const struct worker *worker);
 
 void limits_authenticated(struct limits *limits, struct connection *connection);
 void limits_remove(struct limits *limits, struct connection *connection);

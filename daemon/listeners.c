@@ -34,8 +34,8 @@ prepare_socket(int fd, struct error *error)
 }
 
 static struct listener *
-listener_new(struct listeners *listeners, int fd, bool implicit_tls, const char *name,
-	     struct error *error)
+listener_new(
+    struct listeners *listeners, int fd, bool implicit_tls, const char *name, struct error *error)
 {
 	struct listener *listener;
 
@@ -67,8 +67,7 @@ listeners_inherit(struct listeners *listeners, int *connected_out, struct error 
 				*connected_out = fd;
 				break;
 			}
-			result = error_set(
-			    error, ERROR_FORMAT,
+			result = error_set(error, ERROR_FORMAT,
 			    "descriptor %d (%s) from systemd is not a listening stream socket", fd,
 			    names[i]);
 			break;
@@ -90,7 +89,7 @@ listeners_inherit(struct listeners *listeners, int *connected_out, struct error 
 /* Move the listener of that name from old, if it has one. */
 static bool
 take_over(struct listeners *listeners, struct listeners *old, bool implicit_tls, const char *name,
-	  struct error *error)
+    struct error *error)
 {
 	for (size_t i = 0; i < old->count; i++) {
 		struct listener *candidate = &old->items[i];
@@ -116,8 +115,7 @@ bind_socket(const struct addrinfo *address, const char *name, int *fd_out, struc
 	if (bind(fd, address->ai_addr, address->ai_addrlen) == -1 ||
 	    listen(fd, LISTEN_BACKLOG) == -1) {
 		if (errno == EADDRINUSE)
-			error_set(
-			    error, ERROR_LOCKED,
+			error_set(error, ERROR_LOCKED,
 			    "%s in use: another server listens there; stop it, or choose another "
 			    "port with listen",
 			    name);
@@ -137,10 +135,10 @@ bind_socket(const struct addrinfo *address, const char *name, int *fd_out, struc
 /* One numeric address and port. */
 static int
 bind_address(struct listeners *listeners, struct listeners *old, const char *host, uint16_t port,
-	     bool implicit_tls, struct error *error)
+    bool implicit_tls, struct error *error)
 {
 	struct addrinfo hints = { .ai_socktype = SOCK_STREAM,
-				  .ai_flags = AI_PASSIVE | AI_NUMERICHOST | AI_NUMERICSERV };
+		.ai_flags = AI_PASSIVE | AI_NUMERICHOST | AI_NUMERICSERV };
 	struct addrinfo *address;
 	char service[8];
 	char name[80];
@@ -179,7 +177,7 @@ have_ipv6(void)
 /* "[address][:port]"; no address means every one, of both families. */
 static int
 bind_text(struct listeners *listeners, struct listeners *old, const char *text, bool implicit_tls,
-	  struct error *error)
+    struct error *error)
 {
 	struct settings_address address;
 	uint16_t port;
@@ -196,7 +194,7 @@ bind_text(struct listeners *listeners, struct listeners *old, const char *text, 
 
 static int
 bind_all(struct listeners *listeners, struct listeners *old, const struct settings *settings,
-	 const char *address, struct error *error)
+    const char *address, struct error *error)
 {
 	bool plain_is_tls =
 	    settings->tls_support == TLS_SUPPORT_ALTERNATE_PORT && settings->listen_tls.count == 0;
@@ -235,7 +233,7 @@ is_shared(const struct listeners *old, int fd)
 
 int
 listeners_bind(struct listeners *listeners, struct listeners *old, const struct settings *settings,
-	       const char *address, struct error *error)
+    const char *address, struct error *error)
 {
 	listeners->count = 0;
 	if (bind_all(listeners, old, settings, address, error) == -1) {

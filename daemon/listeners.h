@@ -35,7 +35,7 @@ int listeners_inherit(struct listeners *listeners, int *connected_out, struct er
  * and port. On failure nothing has changed.
  */
 int listeners_bind(struct listeners *listeners, struct listeners *old,
-		   const struct settings *settings, const char *address, struct error *error);
+    const struct settings *settings, const char *address, struct error *error);
 
 void listeners_close(struct listeners *listeners);
 

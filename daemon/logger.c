@@ -107,7 +107,7 @@ write_journal(const struct log_record *record, int facility)
 	fields[count++] = (struct iovec){ message, strlen(message) };
 	for (size_t i = 0; i < record->field_count; i++) {
 		int size = snprintf(storage + used, sizeof storage - used, JOURNAL_PREFIX "%s=%s",
-				    record->fields[i].name, record->fields[i].value);
+		    record->fields[i].name, record->fields[i].value);
 		if (size < 0 || (size_t)size >= sizeof storage - used)
 			break;
 		fields[count++] = (struct iovec){ storage + used, (size_t)size };
@@ -160,18 +160,17 @@ open_sinks(const struct settings *settings, bool standard_error, struct sinks *s
 	*sinks = (struct sinks){ .trace_fd = -1, .facility = (int)settings->log_facility };
 	openlog("popper", LOG_PID, (int)settings->log_facility);
 	if (settings->tracefile[0] != '\0') {
-		sinks->trace_fd =
-		    open(settings->tracefile,
-			 O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_CLOEXEC | O_NOCTTY, 0600);
+		sinks->trace_fd = open(settings->tracefile,
+		    O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_CLOEXEC | O_NOCTTY, 0600);
 		if (sinks->trace_fd != -1) {
 			sinks->sink = SINK_TRACE;
 			return;
 		}
 		syslog(LOG_ERR, "cannot open tracefile %s: %s (it is opened as the user %s)",
-		       settings->tracefile, strerror(errno), settings->worker_user);
+		    settings->tracefile, strerror(errno), settings->worker_user);
 		if (standard_error)
 			fprintf(stderr, "popper: cannot open tracefile %s: %s\n",
-				settings->tracefile, strerror(errno));
+			    settings->tracefile, strerror(errno));
 	}
 	if (standard_error)
 		sinks->sink = SINK_STANDARD_ERROR;
@@ -187,7 +186,7 @@ give_up_rights(const struct settings *settings)
 
 	if (sandbox_privileged() &&
 	    (sandbox_find_user(settings->worker_user, &identity, &error) == -1 ||
-	     sandbox_become(identity.uid, identity.gid, &error) == -1)) {
+		sandbox_become(identity.uid, identity.gid, &error) == -1)) {
 		syslog(LOG_ERR, "logger: %s", error.text);
 		_exit(1);
 	}
@@ -219,7 +218,7 @@ run(const struct settings *settings, bool standard_error, int receive_fd)
 
 int
 logger_start(const struct settings *settings, bool standard_error, int send_fd, int receive_fd,
-	     struct logger *logger_out, struct error *error)
+    struct logger *logger_out, struct error *error)
 {
 	int pair[2] = { send_fd, receive_fd };
 	pid_t child;

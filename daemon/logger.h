@@ -23,6 +23,6 @@ struct logger {
  * receive_fd from a former logger (else -1) it takes that one's place.
  */
 int logger_start(const struct settings *settings, bool standard_error, int send_fd, int receive_fd,
-		 struct logger *logger_out, struct error *error);
+    struct logger *logger_out, struct error *error);
 
 #endif

@@ -43,7 +43,7 @@ refuse(struct master *master, const char *reason)
 {
 	if (master->mode == MASTER_SINGLE) {
 		master_refuse(master->single_fd, false,
-			      "-ERR [SYS/PERM] The service is not configured correctly.\r\n");
+		    "-ERR [SYS/PERM] The service is not configured correctly.\r\n");
 		log_write(&master->log, LOG_LEVEL_ERROR, "%s", reason);
 	} else {
 		fprintf(stderr, "popper: %s\n", reason);
@@ -70,10 +70,10 @@ make_directory(const char *path, mode_t mode, struct error *error)
 {
 	if (mkdir(path, mode) == -1 && errno != EEXIST)
 		return error_set_errno(error, errno,
-				       "cannot create %s (state-dir names a directory for journals "
-				       "that only the service "
-				       "may write to)",
-				       path);
+		    "cannot create %s (state-dir names a directory for journals "
+		    "that only the service "
+		    "may write to)",
+		    path);
 	return 0;
 }
 
@@ -89,8 +89,7 @@ prepare_state_directory(const struct settings *settings, struct error *error)
 	if (stat(settings->state_dir, &status) == -1)
 		return error_set_errno(error, errno, "%s", settings->state_dir);
 	if (status.st_uid != geteuid() || (status.st_mode & (S_IWGRP | S_IWOTH)) != 0)
-		return error_set(
-		    error, ERROR_DENIED,
+		return error_set(error, ERROR_DENIED,
 		    "%s must belong to the user that starts popper and be writable by nobody else: "
 		    "chown %u %s; chmod go-w %s",
 		    settings->state_dir, (unsigned)geteuid(), settings->state_dir,
@@ -109,7 +108,7 @@ check_users(const struct settings *settings, struct error *error)
 		return 0;
 	if (sandbox_find_user(settings->worker_user, &identity, error) == -1 ||
 	    (settings->tls_server_cert_file[0] != '\0' &&
-	     sandbox_find_user(settings->signer_user, &identity, error) == -1))
+		sandbox_find_user(settings->signer_user, &identity, error) == -1))
 		return -1;
 	if (settings->authentication == AUTHENTICATION_PASSWD_FILE)
 		return sandbox_find_user(settings->auth_user, &identity, error);
@@ -124,8 +123,8 @@ check_spool_directory(const struct settings *settings, struct error *error)
 	if (stat(settings->spool_dir, &status) == -1)
 		return error_set_errno(error, errno, "spool-dir %s", settings->spool_dir);
 	if (!S_ISDIR(status.st_mode))
-		return error_set(error, ERROR_DENIED, "spool-dir %s is not a directory",
-				 settings->spool_dir);
+		return error_set(
+		    error, ERROR_DENIED, "spool-dir %s is not a directory", settings->spool_dir);
 	return 0;
 }
 
@@ -135,8 +134,7 @@ check_rights(const struct settings *settings, struct error *error)
 {
 	if (sandbox_privileged() || settings->authentication == AUTHENTICATION_PASSWD_FILE)
 		return 0;
-	return error_set(
-	    error, ERROR_DENIED,
+	return error_set(error, ERROR_DENIED,
 	    "without root (CAP_SETUID and CAP_SETGID) only virtual users can be served: set "
 	    "passwd-file, or start popper as root");
 }
@@ -167,8 +165,8 @@ raise_descriptor_limit(void)
 }
 
 static int
-find_mode(struct master *master, const struct settings_command_line *command_line,
-	  struct error *error)
+find_mode(
+    struct master *master, const struct settings_command_line *command_line, struct error *error)
 {
 	master->mode = MASTER_STANDALONE;
 	if (listeners_inherit(&master->listeners, &master->single_fd, error) == -1)
@@ -233,15 +231,15 @@ run(struct master *master, const struct settings_command_line *command_line)
 
 	if (master->mode == MASTER_STANDALONE) {
 		struct listeners none = { .count = 0 };
-		if (listeners_bind(&master->listeners, &none, master->settings, master->address,
-				   &error) == -1)
+		if (listeners_bind(
+			&master->listeners, &none, master->settings, master->address, &error) == -1)
 			return refuse(master, error.text);
 	}
 	if (!stays_in_foreground(master, command_line) && detach(&error) == -1)
 		return refuse(master, error.text);
 	silence_standard_descriptors(master->foreground);
 	if (chdir("/") == -1 || logger_start(master->settings, master->foreground, -1, -1,
-					     &master->logger, &error) == -1)
+				    &master->logger, &error) == -1)
 		return refuse(master, error.text);
 	log_start(&master->log, master->logger.send_fd, "master", master->settings->debug);
 	return master_run(master);
@@ -249,7 +247,7 @@ run(struct master *master, const struct settings_command_line *command_line)
 
 static int
 start(struct master *master, struct settings_command_line *command_line,
-      struct settings_report *report)
+    struct settings_report *report)
 {
 	struct error error;
 

@@ -72,14 +72,14 @@ log_refusal(struct master *master, enum limits_answer answer)
 	if (master->refused_at != 0 && now - master->refused_at < REFUSAL_RECORD_USEC)
 		return;
 	log_write(&master->log, LOG_LEVEL_WARNING, "%llu connections refused: %s is reached",
-		  (unsigned long long)master->refused, refusal_of(answer));
+	    (unsigned long long)master->refused, refusal_of(answer));
 	master->refused = 0;
 	master->refused_at = now;
 }
 
 static void
-serve_connection(struct master *master, int fd, bool implicit_tls,
-		 const struct sockaddr_storage *peer)
+serve_connection(
+    struct master *master, int fd, bool implicit_tls, const struct sockaddr_storage *peer)
 {
 	struct accepted accepted = { .fd = fd, .implicit_tls = implicit_tls, .peer = *peer };
 	socklen_t size = sizeof accepted.local;
@@ -87,8 +87,8 @@ serve_connection(struct master *master, int fd, bool implicit_tls,
 
 	if (answer != LIMITS_ADMIT) {
 		log_refusal(master, answer);
-		master_refuse(fd, implicit_tls,
-			      "-ERR [SYS/TEMP] Too many connections, try again later.\r\n");
+		master_refuse(
+		    fd, implicit_tls, "-ERR [SYS/TEMP] Too many connections, try again later.\r\n");
 		return;
 	}
 	if (getsockname(fd, (struct sockaddr *)&accepted.local, &size) == -1)
@@ -119,7 +119,7 @@ pause_accepting(struct master *master, int number)
 	log_write(&master->log, LOG_LEVEL_ERROR, "cannot accept connections: %s", strerror(number));
 	set_listening(master, false);
 	if (sd_event_add_time_relative(master->event, &source, CLOCK_MONOTONIC, ACCEPT_PAUSE_USEC,
-				       0, on_accept_pause_over, master) < 0)
+		0, on_accept_pause_over, master) < 0)
 		set_listening(master, true);
 }
 
@@ -167,11 +167,10 @@ set_listening(struct master *master, bool enabled)
 	for (size_t i = 0; i < master->listeners.count; i++) {
 		if (master->listener_sources[i] == NULL && enabled)
 			sd_event_add_io(master->event, &master->listener_sources[i],
-					master->listeners.items[i].fd, EPOLLIN, on_listener,
-					master);
+			    master->listeners.items[i].fd, EPOLLIN, on_listener, master);
 		else if (master->listener_sources[i] != NULL)
-			sd_event_source_set_enabled(master->listener_sources[i],
-						    enabled ? SD_EVENT_ON : SD_EVENT_OFF);
+			sd_event_source_set_enabled(
+			    master->listener_sources[i], enabled ? SD_EVENT_ON : SD_EVENT_OFF);
 	}
 }
 
@@ -206,9 +205,9 @@ log_serving(struct master *master, const struct generation *generation)
 	char layers[128];
 
 	log_write(&master->log, LOG_LEVEL_NOTICE,
-		  "popper %s serves (generation %u); sandbox of the workers: %s", PACKAGE_VERSION,
-		  generation->number,
-		  sandbox_layers_text(generation->layers | SANDBOX_SECCOMP, layers, sizeof layers));
+	    "popper %s serves (generation %u); sandbox of the workers: %s", PACKAGE_VERSION,
+	    generation->number,
+	    sandbox_layers_text(generation->layers | SANDBOX_SECCOMP, layers, sizeof layers));
 }
 
 void
@@ -238,7 +237,7 @@ void
 master_generation_failed(struct master *master, struct generation *generation, const char *reason)
 {
 	log_write(&master->log, LOG_LEVEL_ERROR, "%s could not start%s", reason,
-		  master->current != NULL ? ": the old settings stay in force" : "");
+	    master->current != NULL ? ": the old settings stay in force" : "");
 	generation_end(generation);
 	if (master->current != NULL) {
 		master->reloading = false;
@@ -259,8 +258,8 @@ log_report(struct master *master, const struct settings_report *report)
 {
 	for (size_t i = 0; i < report->count; i++)
 		log_write(&master->log,
-			  report->complaints[i].warning ? LOG_LEVEL_WARNING : LOG_LEVEL_ERROR, "%s",
-			  report->complaints[i].text);
+		    report->complaints[i].warning ? LOG_LEVEL_WARNING : LOG_LEVEL_ERROR, "%s",
+		    report->complaints[i].text);
 }
 
 /*
@@ -284,7 +283,7 @@ on_restart(sd_event_source *source, uint64_t usec, void *userdata)
 	if (settings != NULL && generation_start(master, settings, &generation, &error) == 0)
 		return 0;
 	log_write(&master->log, LOG_LEVEL_ERROR, "cannot start new processes: %s",
-		  settings == NULL ? "the configuration has errors" : error.text);
+	    settings == NULL ? "the configuration has errors" : error.text);
 	schedule_restart(master);
 	return 0;
 }
@@ -297,7 +296,7 @@ schedule_restart(struct master *master)
 	if (master->restarts < RESTARTS_COUNTED)
 		master->restarts++;
 	if (sd_event_add_time_relative(master->event, &master->restart_source, CLOCK_MONOTONIC,
-				       pause, 0, on_restart, master) < 0)
+		pause, 0, on_restart, master) < 0)
 		sd_event_exit(master->event, 1);
 }
 
@@ -336,7 +335,7 @@ read_settings(struct master *master, struct settings_report *report)
 		return NULL;
 	if (fchdir(master->directory_fd) == -1)
 		log_write(&master->log, LOG_LEVEL_WARNING, "the directory of the start is gone: %s",
-			  strerror(errno));
+		    strerror(errno));
 	settings_read_command_line(settings, master->argc, master->argv, &command_line, report);
 	settings_finish(settings, report);
 	if (chdir("/") == -1)
@@ -379,8 +378,8 @@ renew_logger(struct master *master, const struct settings *settings, struct erro
 	close(master->logger.receive_fd);
 	master->logger = fresh;
 	log_start(&master->log, fresh.send_fd, "master", settings->debug);
-	sd_event_add_child(master->event, &master->logger_source, fresh.pid, WEXITED,
-			   on_logger_exit, master);
+	sd_event_add_child(
+	    master->event, &master->logger_source, fresh.pid, WEXITED, on_logger_exit, master);
 	return 0;
 }
 
@@ -396,7 +395,7 @@ try_reload(struct master *master, struct error *error)
 	if (settings == NULL)
 		return error_set(error, ERROR_FORMAT, "the new configuration has errors");
 	if ((settings->tls_server_cert_file[0] != '\0' &&
-	     spawn_check_certificate(settings, error) == -1) ||
+		spawn_check_certificate(settings, error) == -1) ||
 	    rebind(master, settings, error) == -1 || renew_logger(master, settings, error) == -1) {
 		settings_free(settings);
 		return -1;
@@ -439,7 +438,7 @@ on_reload(sd_event_source *source, const struct signalfd_siginfo *information, v
 	limit_generations(master);
 	if (try_reload(master, &error) == -1) {
 		log_write(&master->log, LOG_LEVEL_ERROR,
-			  "reload refused, the old settings stay in force: %s", error.text);
+		    "reload refused, the old settings stay in force: %s", error.text);
 		master->reloading = false;
 		sd_notify(0, "READY=1");
 	}
@@ -462,8 +461,8 @@ on_stop(sd_event_source *source, const struct signalfd_siginfo *information, voi
 	master->stopping = true;
 	sd_notify(0, "STOPPING=1");
 	log_write(&master->log, LOG_LEVEL_NOTICE, "signal %u: %u sessions may finish within %lld s",
-		  information->ssi_signo, limits_connections(master->limits),
-		  (long long)master->settings->drain_timeout);
+	    information->ssi_signo, limits_connections(master->limits),
+	    (long long)master->settings->drain_timeout);
 	forget_listener_sources(master);
 	listeners_close(&master->listeners);
 	for (struct generation *generation = master->generations; generation != NULL;
@@ -487,12 +486,12 @@ on_logger_exit(sd_event_source *source, const siginfo_t *information, void *user
 	master->logger_source = NULL;
 	if (master->settings == NULL ||
 	    logger_start(master->settings, master->foreground, master->logger.send_fd,
-			 master->logger.receive_fd, &fresh, &error) == -1)
+		master->logger.receive_fd, &fresh, &error) == -1)
 		return 0;
 	master->logger = fresh;
 	log_write(&master->log, LOG_LEVEL_ERROR, "the logger has died and was replaced");
-	sd_event_add_child(master->event, &master->logger_source, fresh.pid, WEXITED,
-			   on_logger_exit, master);
+	sd_event_add_child(
+	    master->event, &master->logger_source, fresh.pid, WEXITED, on_logger_exit, master);
 	return 0;
 }
 
@@ -503,11 +502,10 @@ on_status(sd_event_source *source, uint64_t usec, void *userdata)
 	char layers[128] = "";
 
 	if (master->current != NULL)
-		sandbox_layers_text(master->current->layers | SANDBOX_SECCOMP, layers,
-				    sizeof layers);
+		sandbox_layers_text(
+		    master->current->layers | SANDBOX_SECCOMP, layers, sizeof layers);
 	sd_notifyf(0, "STATUS=%u connections, %u not logged in; sandbox: %s",
-		   limits_connections(master->limits), limits_unauthenticated(master->limits),
-		   layers);
+	    limits_connections(master->limits), limits_unauthenticated(master->limits), layers);
 	sd_event_source_set_time(source, usec + STATUS_USEC);
 	return 0;
 }
@@ -546,10 +544,10 @@ set_up(struct master *master, struct error *error)
 		result = sd_event_set_watchdog(master->event, true);
 	if (result >= 0)
 		result = sd_event_add_child(master->event, &master->logger_source,
-					    master->logger.pid, WEXITED, on_logger_exit, master);
+		    master->logger.pid, WEXITED, on_logger_exit, master);
 	if (result >= 0 && master->mode != MASTER_SINGLE)
-		result = sd_event_add_time_relative(master->event, NULL, CLOCK_MONOTONIC,
-						    STATUS_USEC, 0, on_status, master);
+		result = sd_event_add_time_relative(
+		    master->event, NULL, CLOCK_MONOTONIC, STATUS_USEC, 0, on_status, master);
 	if (result < 0)
 		return error_set_errno(error, -result, "event loop");
 	master->limits = limits_new();

@@ -69,8 +69,8 @@ int master_run(struct master *master);
 
 /* A generation is ready to serve, has failed to start, lost its monitor, or has ended. */
 void master_generation_ready(struct master *master, struct generation *generation);
-void master_generation_failed(struct master *master, struct generation *generation,
-			      const char *reason);
+void master_generation_failed(
+    struct master *master, struct generation *generation, const char *reason);
 void master_generation_ended(struct master *master, struct generation *generation);
 
 /* A session is over (for MASTER_SINGLE). */

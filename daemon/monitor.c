@@ -89,7 +89,7 @@ worker_lost(struct monitor *monitor, struct monitor_channel *channel)
 
 void
 monitor_send(struct monitor *monitor, uint32_t worker, enum message_type type, const void *payload,
-	     const void *tail, size_t tail_size, const int *fds, unsigned fd_count)
+    const void *tail, size_t tail_size, const int *fds, unsigned fd_count)
 {
 	struct monitor_channel *channel = find_worker(monitor, worker);
 	struct error error;
@@ -100,7 +100,7 @@ monitor_send(struct monitor *monitor, uint32_t worker, enum message_type type, c
 		return;
 	if (error.code != ERROR_CLOSED)
 		log_write(monitor->log, LOG_LEVEL_ERROR, "worker %u does not read: %s", worker,
-			  error.text);
+		    error.text);
 	worker_lost(monitor, channel);
 }
 
@@ -114,8 +114,8 @@ from_master(struct monitor *monitor, struct message *message)
 
 	switch (message->header.type) {
 	case MESSAGE_CHANNEL:
-		channel = monitor_channel_add(
-		    monitor, payload->role == ROLE_WORKER ? CHANNEL_WORKER : CHANNEL_AUTH,
+		channel = monitor_channel_add(monitor,
+		    payload->role == ROLE_WORKER ? CHANNEL_WORKER : CHANNEL_AUTH,
 		    message_take_fd(message, 0));
 		if (channel == NULL) {
 			log_write(monitor->log, LOG_LEVEL_ERROR, "cannot watch a new channel");
@@ -154,8 +154,7 @@ from_worker(struct monitor *monitor, struct monitor_channel *channel, struct mes
 	}
 	if (!kept) {
 		log_write(monitor->log, LOG_LEVEL_ERROR,
-			  "worker %u spoke of a session out of turn: channel closed",
-			  channel->worker);
+		    "worker %u spoke of a session out of turn: channel closed", channel->worker);
 		worker_lost(monitor, channel);
 	}
 }
@@ -230,7 +229,7 @@ receive(struct monitor *monitor, struct monitor_channel *channel)
 
 	for (unsigned i = 0; i < MESSAGES_A_ROUND && !channel->closed; i++) {
 		if (message_receive(channel->fd, sender_of(channel), ROLE_MONITOR, &message, &got,
-				    &error) == -1) {
+			&error) == -1) {
 			channel_ended(monitor, channel, &error);
 			return;
 		}

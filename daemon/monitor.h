@@ -24,12 +24,13 @@
 #include "lib/settings.h"
 #include "lib/spool.h"
 
-#define MONITOR_AGENTS_MAX	     64 /* agents at the same time */
-#define MONITOR_AGENTS_PER_USER	     4 /* of them for one uid: who hangs his own harms nobody else */
-#define MONITOR_JOURNALS_MAX	     256
-#define MONITOR_AGENT_OPEN_SECONDS   300  /* then an opening agent is killed */
-#define MONITOR_AGENT_UPDATE_SECONDS 1800 /* then an updating one is killed and recovery goes on   \
-					   */
+#define MONITOR_AGENTS_MAX	   64 /* agents at the same time */
+#define MONITOR_AGENTS_PER_USER	   4  /* of them for one uid: who hangs his own harms nobody else */
+#define MONITOR_JOURNALS_MAX	   256
+#define MONITOR_AGENT_OPEN_SECONDS 300 /* then an opening agent is killed */
+#define MONITOR_AGENT_UPDATE_SECONDS                                                               \
+	1800 /* then an updating one is killed and recovery goes on                                \
+	      */
 #define MONITOR_LOCK_RETRY_MS	  200
 #define MONITOR_RECOVERY_RETRY_MS 30000
 #define MONITOR_SWEEP_MS	  1000
@@ -58,12 +59,12 @@ struct monitor_sessions;
 struct monitor_sessions *monitor_sessions_new(uint32_t maximum);
 void monitor_sessions_free(struct monitor_sessions *sessions);
 /* The entry of that session if it belongs to that worker, or NULL. Valid until the next change. */
-struct monitor_session *monitor_sessions_find(struct monitor_sessions *sessions, uint64_t session,
-					      uint32_t worker);
+struct monitor_session *monitor_sessions_find(
+    struct monitor_sessions *sessions, uint64_t session, uint32_t worker);
 /* A new zeroed entry with session and worker set; NULL when it exists already or the table is full.
  */
-struct monitor_session *monitor_sessions_add(struct monitor_sessions *sessions, uint64_t session,
-					     uint32_t worker);
+struct monitor_session *monitor_sessions_add(
+    struct monitor_sessions *sessions, uint64_t session, uint32_t worker);
 void monitor_sessions_remove(struct monitor_sessions *sessions, uint64_t session);
 /* Forget every session of a worker that is gone, but those in SESSION_UPDATING. */
 void monitor_sessions_remove_worker(struct monitor_sessions *sessions, uint32_t worker);
@@ -105,20 +106,19 @@ int journal_pool_open(struct journal_pool *pool, const char *state_dir, struct e
  * is in use (a crash left it), with the slot marked busy.
  */
 int journal_pool_claim(struct journal_pool *pool,
-		       void (*found)(void *context, struct journal_slot *slot,
-				     const struct journal_owner *owner),
-		       void *context, struct error *error);
+    void (*found)(void *context, struct journal_slot *slot, const struct journal_owner *owner),
+    void *context, struct error *error);
 /* A free slot, created when there is none; marked busy. */
-int journal_slot_take(struct journal_pool *pool, struct journal_slot **slot_out,
-		      struct error *error);
+int journal_slot_take(
+    struct journal_pool *pool, struct journal_slot **slot_out, struct error *error);
 /* Write the owner record; it becomes durable by the agent's fdatasync of lock_fd. */
-int journal_slot_assign(struct journal_slot *slot, const struct journal_owner *owner,
-			struct error *error);
+int journal_slot_assign(
+    struct journal_slot *slot, const struct journal_owner *owner, struct error *error);
 /* The journal is void: mark the slot free again. */
 int journal_slot_release(struct journal_slot *slot, struct error *error);
 /* Keep a journal that matches no spool for the administrator: rename it and forget the slot. */
-int journal_slot_set_aside(struct journal_pool *pool, struct journal_slot *slot, const char *user,
-			   struct error *error);
+int journal_slot_set_aside(
+    struct journal_pool *pool, struct journal_slot *slot, const char *user, struct error *error);
 
 /* ---- jobs ---- */
 
@@ -136,6 +136,7 @@ enum job_phase {
 	JOB_FINISHED,
 };
 
+struct monitor_cache;
 struct monitor_channel;
 
 struct job {
@@ -211,6 +212,7 @@ struct monitor {
 	struct job *jobs;
 	uint32_t agents;
 	struct journal_pool journals;
+	struct monitor_cache *cache; /* monitor_jobs.h */
 	struct passwd_file
 	    *passwd_file; /* without hashes; NULL unless authentication = passwd-file */
 	int64_t passwd_checked_ms;
@@ -226,25 +228,24 @@ int monitor_run(struct monitor *monitor);
 
 /* Send to a worker; a worker that is gone or does not read loses its channel. */
 void monitor_send(struct monitor *monitor, uint32_t worker, enum message_type type,
-		  const void *payload, const void *tail, size_t tail_size, const int *fds,
-		  unsigned fd_count);
+    const void *payload, const void *tail, size_t tail_size, const int *fds, unsigned fd_count);
 
 /* A channel that the loop watches; NULL when out of memory (fd is closed then). */
-struct monitor_channel *monitor_channel_add(struct monitor *monitor, enum monitor_channel_kind kind,
-					    int fd);
+struct monitor_channel *monitor_channel_add(
+    struct monitor *monitor, enum monitor_channel_kind kind, int fd);
 void monitor_channel_close(struct monitor *monitor, struct monitor_channel *channel);
 
 /* monitor_jobs.c: what messages and time bring about. */
-void monitor_verdict(struct monitor *monitor, const struct message_verdict *verdict,
-		     enum role from);
+void monitor_verdict(
+    struct monitor *monitor, const struct message_verdict *verdict, enum role from);
 /* False if the worker broke the protocol: its channel is to be closed. */
 bool monitor_session_end(struct monitor *monitor, uint32_t worker, struct message *message);
 bool monitor_update(struct monitor *monitor, uint32_t worker, struct message *message);
 void monitor_agent_message(struct monitor *monitor, struct job *job, struct message *message);
 /* The agent's channel has closed: it has finished or died. */
 void monitor_agent_gone(struct monitor *monitor, struct job *job);
-void monitor_recover(struct monitor *monitor, struct journal_slot *slot,
-		     const struct journal_owner *owner);
+void monitor_recover(
+    struct monitor *monitor, struct journal_slot *slot, const struct journal_owner *owner);
 /* Advance every job; returns the milliseconds until the next thing is due, -1 for none. */
 int monitor_jobs_run(struct monitor *monitor);
 

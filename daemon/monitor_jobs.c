@@ -54,10 +54,10 @@ monitor_release_dot_lock(struct monitor *monitor, struct job *job)
 	if (!job->dot_locked)
 		return;
 	job->dot_locked = false;
-	if (dot_lock_release(monitor->spool_directory_fd, job->names.dot_lock, &job->dot_lock,
-			     &error) == -1)
+	if (dot_lock_release(
+		monitor->spool_directory_fd, job->names.dot_lock, &job->dot_lock, &error) == -1)
 		log_write(monitor->log, LOG_LEVEL_WARNING, "dot-lock %s/%s of %s: %s",
-			  job->names.directory, job->names.dot_lock, job->user, error.text);
+		    job->names.directory, job->names.dot_lock, job->user, error.text);
 }
 
 static void
@@ -70,8 +70,8 @@ close_descriptor(int *fd)
 
 /* The session is over: its file goes while we still hold the lock on it. */
 void
-monitor_remove_session_file(struct monitor *monitor, const struct spool_names *names,
-			    bool private_directory, int lock_fd)
+monitor_remove_session_file(
+    struct monitor *monitor, const struct spool_names *names, bool private_directory, int lock_fd)
 {
 	struct error error;
 
@@ -80,7 +80,7 @@ monitor_remove_session_file(struct monitor *monitor, const struct spool_names *n
 		return;
 	if (session_lock_remove(monitor->temp_directory_fd, names->session, lock_fd, &error) == -1)
 		log_write(monitor->log, LOG_LEVEL_WARNING, "session file %s/%s: %s",
-			  names->temp_directory, names->session, error.text);
+		    names->temp_directory, names->session, error.text);
 }
 
 /* Free what the job holds; it leaves the list in monitor_jobs_run. */
@@ -122,10 +122,9 @@ monitor_job_failed(struct monitor *monitor, struct job *job, const struct error 
 		return;
 	}
 	log_write(monitor->log, LOG_LEVEL_ERROR, "update of %s (%s/%s): %s", job->user,
-		  job->names.directory, job->names.spool, error->text);
+	    job->names.directory, job->names.spool, error->text);
 	monitor_update_failed(monitor, job,
-			      error->code == ERROR_LOCKED ? UPDATE_LOCKED : UPDATE_TEMPORARY,
-			      error->text);
+	    error->code == ERROR_LOCKED ? UPDATE_LOCKED : UPDATE_TEMPORARY, error->text);
 	monitor_update_end(monitor, job);
 }
 
@@ -135,15 +134,14 @@ monitor_job_failed(struct monitor *monitor, struct job *job, const struct error 
 int
 monitor_shared_directories(struct monitor *monitor, struct error *error)
 {
-	if (monitor->spool_directory_fd == -1 &&
-	    spool_open_directory(monitor->settings->spool_dir, &monitor->spool_directory_fd,
-				 error) == -1)
+	if (monitor->spool_directory_fd == -1 && spool_open_directory(monitor->settings->spool_dir,
+						     &monitor->spool_directory_fd, error) == -1)
 		return -1;
 	if (monitor->temp_directory_fd == -1) {
 		if (monitor->settings->temp_dir[0] == '\0')
 			monitor->temp_directory_fd = monitor->spool_directory_fd;
-		else if (spool_open_directory(monitor->settings->temp_dir,
-					      &monitor->temp_directory_fd, error) == -1)
+		else if (spool_open_directory(
+			     monitor->settings->temp_dir, &monitor->temp_directory_fd, error) == -1)
 			return -1;
 	}
 	return 0;
@@ -159,11 +157,11 @@ monitor_job_names(struct monitor *monitor, struct job *job, bool virtual_user, s
 		const struct passwd_file_user *entry = monitor_virtual_user(monitor, job->user);
 		if (entry == NULL)
 			return error_set(error, ERROR_DENIED, "%s is not in %s any more", job->user,
-					 settings->passwd_file);
+			    settings->passwd_file);
 		maildrop = entry->maildrop;
 	}
 	if (spool_names_make(settings->spool_dir, maildrop, settings->temp_dir, settings->temp_name,
-			     job->user, &job->names, error) == -1)
+		job->user, &job->names, error) == -1)
 		return -1;
 	job->private_directory = strcmp(job->names.directory, settings->spool_dir) != 0;
 	return 0;
@@ -187,12 +185,15 @@ room_for_agent(const struct monitor *monitor, const struct job *job)
 {
 	return monitor->agents < MONITOR_AGENTS_MAX &&
 	       (!job->private_directory ||
-		agents_of_user(monitor, job->uid) < MONITOR_AGENTS_PER_USER);
+		   agents_of_user(monitor, job->uid) < MONITOR_AGENTS_PER_USER);
 }
 
 /* ---- steps ---- */
 
-/* Take the dot-lock in the shared directory; false while it is busy and time is left. */
+/*
+ * Take the dot-lock in the shared directory; false while it is busy and time is left. Opening needs
+ * none (see user_agent_open.c).
+ */
 static bool
 try_dot_lock(struct monitor *monitor, struct job *job, int64_t now)
 {
@@ -200,16 +201,16 @@ try_dot_lock(struct monitor *monitor, struct job *job, int64_t now)
 	struct error error;
 	bool stale = false;
 
-	if (job->private_directory || job->dot_locked)
+	if (job->kind == JOB_OPEN || job->private_directory || job->dot_locked)
 		return true;
 	if (dot_lock_try(monitor->spool_directory_fd, job->names.dot_lock,
-			 monitor->settings->no_atomic_open, &job->dot_lock, &stale, &maillock,
-			 &error) == 0) {
+		monitor->settings->no_atomic_open, &job->dot_lock, &stale, &maillock,
+		&error) == 0) {
 		job->dot_locked = true;
 		job->refresh_ms = now + DOT_LOCK_REFRESH_SECONDS * 1000;
 		if (stale)
 			log_write(monitor->log, LOG_LEVEL_NOTICE, "stale lock %s/%s taken over",
-				  job->names.directory, job->names.dot_lock);
+			    job->names.directory, job->names.dot_lock);
 		return true;
 	}
 	if (error.code == ERROR_LOCKED && now < job->deadline_ms) {
@@ -217,7 +218,7 @@ try_dot_lock(struct monitor *monitor, struct job *job, int64_t now)
 		return false;
 	}
 	log_write(monitor->log, LOG_LEVEL_NOTICE, "maillock error %d for %s/%s: %s", maillock,
-		  job->names.directory, job->names.spool, error.text);
+	    job->names.directory, job->names.spool, error.text);
 	if (maillock == MAILLOCK_BUSY || maillock == MAILLOCK_LOST)
 		error.code = ERROR_LOCKED;
 	monitor_job_failed(monitor, job, &error);
@@ -232,7 +233,7 @@ spool_is_missing(const struct monitor *monitor, const struct job *job)
 
 	return job->kind == JOB_OPEN && !job->private_directory &&
 	       fstatat(monitor->spool_directory_fd, job->names.spool, &status,
-		       AT_SYMLINK_NOFOLLOW) == -1 &&
+		   AT_SYMLINK_NOFOLLOW) == -1 &&
 	       errno == ENOENT;
 }
 
@@ -244,8 +245,8 @@ job_lock(struct monitor *monitor, struct job *job, int64_t now)
 
 	if (job->session_lock_fd == -1 && !job->private_directory) {
 		if (session_lock_try(monitor->temp_directory_fd, job->names.session,
-				     monitor->privileged ? job->uid : (uid_t)-1, job->gid,
-				     &job->session_lock_fd, &error) == -1) {
+			monitor->privileged ? job->uid : (uid_t)-1, job->gid, &job->session_lock_fd,
+			&error) == -1) {
 			/* after a crash the worker that held it may still be on its way out */
 			if (job->kind == JOB_RECOVER && error.code == ERROR_LOCKED) {
 				job->next_ms = now + MONITOR_LOCK_RETRY_MS;
@@ -259,6 +260,8 @@ job_lock(struct monitor *monitor, struct job *job, int64_t now)
 		monitor_open_empty(monitor, job);
 		return;
 	}
+	if (job->kind == JOB_OPEN && monitor_open_cached(monitor, job))
+		return;
 	if (!try_dot_lock(monitor, job, now))
 		return;
 	job->phase = JOB_QUEUED;
@@ -279,7 +282,7 @@ job_start_agent(struct monitor *monitor, struct job *job)
 			job->phase = JOB_DEFERRED;
 			job->next_ms = monitor_now_ms() + MONITOR_RECOVERY_RETRY_MS;
 			log_write(monitor->log, LOG_LEVEL_ERROR, "recovery for %s: %s", job->user,
-				  error.text);
+			    error.text);
 			return;
 		}
 		monitor_job_failed(monitor, job, &error);
@@ -295,11 +298,11 @@ monitor_agent_message(struct monitor *monitor, struct job *job, struct message *
 	case MESSAGE_AGENT_OPENED:
 		if (job->kind != JOB_OPEN ||
 		    (!job->private_directory &&
-		     (message->payload.login_result.flags & LOGIN_HAS_LOCK) != 0))
+			(message->payload.login_result.flags & LOGIN_HAS_LOCK) != 0))
 			break;
 		if (message->payload.login_result.status != LOGIN_OK)
 			monitor_login_failed(monitor, job, message->payload.login_result.status,
-					     message->payload.login_result.reason);
+			    message->payload.login_result.reason);
 		else
 			monitor_opened(monitor, job, message);
 		return;
@@ -322,7 +325,7 @@ monitor_agent_message(struct monitor *monitor, struct job *job, struct message *
 		break;
 	}
 	log_write(monitor->log, LOG_LEVEL_ERROR, "the agent of %s sent %s out of turn: ended",
-		  job->user, message_type_name(message->header.type));
+	    job->user, message_type_name(message->header.type));
 	kill(job->agent, SIGKILL);
 }
 
@@ -342,7 +345,7 @@ monitor_agent_gone(struct monitor *monitor, struct job *job)
 		monitor_begin_recovery(monitor, job);
 	} else {
 		error_set(&error, ERROR_SYSTEM,
-			  "the update agent ended before it had the locks: nothing was changed");
+		    "the update agent ended before it had the locks: nothing was changed");
 		monitor_job_failed(monitor, job, &error);
 	}
 }
@@ -365,10 +368,10 @@ refresh_dot_lock(struct monitor *monitor, struct job *job, int64_t now)
 	if (!job->dot_locked || now < job->refresh_ms)
 		return;
 	job->refresh_ms = now + DOT_LOCK_REFRESH_SECONDS * 1000;
-	if (dot_lock_refresh(monitor->spool_directory_fd, job->names.dot_lock, &job->dot_lock,
-			     &error) == -1)
+	if (dot_lock_refresh(
+		monitor->spool_directory_fd, job->names.dot_lock, &job->dot_lock, &error) == -1)
 		log_write(monitor->log, LOG_LEVEL_ERROR, "maillock error %d for %s/%s: %s",
-			  MAILLOCK_LOST, job->names.directory, job->names.spool, error.text);
+		    MAILLOCK_LOST, job->names.directory, job->names.spool, error.text);
 }
 
 static void
@@ -387,7 +390,7 @@ job_run(struct monitor *monitor, struct job *job, int64_t now)
 	/* An agent that its owner has stopped, or that hangs; an update goes on in a recovery. */
 	if (job->phase == JOB_RUNNING && now >= job->deadline_ms) {
 		log_write(monitor->log, LOG_LEVEL_ERROR, "the agent of %s does not finish: ended",
-			  job->user);
+		    job->user);
 		kill(job->agent, SIGKILL);
 		job->deadline_ms = now + MONITOR_AGENT_OPEN_SECONDS * 1000;
 	}

@@ -10,45 +10,57 @@
 /* ---- monitor_jobs.c ---- */
 
 /* A new job in the monitor's list; NULL only when memory is exhausted. */
-struct job *monitor_job_new(struct monitor *monitor, enum job_kind kind, uint64_t session,
-			    uint32_t worker);
+struct job *monitor_job_new(
+    struct monitor *monitor, enum job_kind kind, uint64_t session, uint32_t worker);
 /* Release whatever the job holds; it leaves the list at the end of the round. */
 void monitor_job_finish(struct monitor *monitor, struct job *job);
 /* It cannot go on: answer the worker by the kind of job and error, then finish. */
 void monitor_job_failed(struct monitor *monitor, struct job *job, const struct error *error);
 /* Fill job->names from job->user and, for a virtual user, passwd-file. */
-int monitor_job_names(struct monitor *monitor, struct job *job, bool virtual_user,
-		      struct error *error);
+int monitor_job_names(
+    struct monitor *monitor, struct job *job, bool virtual_user, struct error *error);
 /* Open spool-dir and temp-dir unless they are open. */
 int monitor_shared_directories(struct monitor *monitor, struct error *error);
 void monitor_release_dot_lock(struct monitor *monitor, struct job *job);
 /* Remove the session file of a session that is over; lock_fd (-1: nothing to do) stays open. */
-void monitor_remove_session_file(struct monitor *monitor, const struct spool_names *names,
-				 bool private_directory, int lock_fd);
+void monitor_remove_session_file(
+    struct monitor *monitor, const struct spool_names *names, bool private_directory, int lock_fd);
 
 /* ---- monitor_login.c ---- */
 
-void monitor_login_failed(struct monitor *monitor, struct job *job, enum login_status status,
-			  const char *reason);
+void monitor_login_failed(
+    struct monitor *monitor, struct job *job, enum login_status status, const char *reason);
 /* The user has no spool: an empty maildrop needs no agent. */
 void monitor_open_empty(struct monitor *monitor, struct job *job);
+/* The spool is as it was when it was last indexed: false if not. */
+bool monitor_open_cached(struct monitor *monitor, struct job *job);
 /* AGENT_OPENED: hand the maildrop on to the worker. */
 void monitor_opened(struct monitor *monitor, struct job *job, struct message *message);
 /* The entry of passwd-file (re-read when it has changed), or NULL. Borrowed until the next call. */
 const struct passwd_file_user *monitor_virtual_user(struct monitor *monitor, const char *name);
 
+/* ---- monitor_cache.c ---- */
+
+struct monitor_cache *monitor_cache_new(void); /* NULL only when memory is exhausted */
+void monitor_cache_free(struct monitor_cache *cache);
+/* Remember what an agent has indexed, where it may be used again. */
+void monitor_cache_store(struct monitor *monitor, const struct job *job,
+    const struct message_login_result *result, const unsigned char *tail, size_t tail_size);
+/* Send the worker the table of an unchanged spool; false where an agent must look. */
+bool monitor_cache_open(struct monitor *monitor, struct job *job);
+
 /* ---- monitor_update.c ---- */
 
 /* Tell the worker once that its update did not happen. */
-void monitor_update_failed(struct monitor *monitor, struct job *job, enum update_status status,
-			   const char *reason);
+void monitor_update_failed(
+    struct monitor *monitor, struct job *job, enum update_status status, const char *reason);
 /* The update is over, and so is its session. */
 void monitor_update_end(struct monitor *monitor, struct job *job);
 /* Before an update's agent starts: a journal, and the record of whose it is. */
 int monitor_assign_journal(struct monitor *monitor, struct job *job, struct error *error);
 /* AGENT_FINISHED. */
-void monitor_update_finished(struct monitor *monitor, struct job *job,
-			     const struct message_update_result *result);
+void monitor_update_finished(
+    struct monitor *monitor, struct job *job, const struct message_update_result *result);
 /* The agent ended while its journal may be in force: the locks stay, recovery starts at once. */
 void monitor_begin_recovery(struct monitor *monitor, struct job *job);
 

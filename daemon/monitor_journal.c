@@ -78,7 +78,7 @@ slot_close(struct journal_slot *slot)
 /* Open one of the slot's files; create it when asked for. */
 static int
 slot_open_file(const struct journal_pool *pool, uint32_t number, const char *suffix, int flags,
-	       struct error *error)
+    struct error *error)
 {
 	char name[JOURNAL_NAME_MAX];
 	int fd;
@@ -96,7 +96,7 @@ slot_open_file(const struct journal_pool *pool, uint32_t number, const char *suf
  */
 static int
 slot_open(const struct journal_pool *pool, uint32_t number, bool create, struct journal_slot *slot,
-	  bool *taken_out, struct error *error)
+    bool *taken_out, struct error *error)
 {
 	int flags = O_RDWR | (create ? O_CREAT : 0);
 
@@ -120,7 +120,7 @@ slot_open(const struct journal_pool *pool, uint32_t number, bool create, struct 
 	errno = posix_fallocate(slot->journal_fd, 0, EXPUNGE_JOURNAL_SIZE);
 	if (errno != 0) {
 		error_set_errno(error, errno, "cannot reserve %u bytes for journal %u",
-				EXPUNGE_JOURNAL_SIZE, number);
+		    EXPUNGE_JOURNAL_SIZE, number);
 		goto failed;
 	}
 	*taken_out = true;
@@ -166,9 +166,8 @@ slot_exists(const struct journal_pool *pool, uint32_t number)
 
 int
 journal_pool_claim(struct journal_pool *pool,
-		   void (*found)(void *context, struct journal_slot *slot,
-				 const struct journal_owner *owner),
-		   void *context, struct error *error)
+    void (*found)(void *context, struct journal_slot *slot, const struct journal_owner *owner),
+    void *context, struct error *error)
 {
 	pool->foreign = false;
 	for (uint32_t number = 0; number < MONITOR_JOURNALS_MAX; number++) {
@@ -234,12 +233,12 @@ slot_write(const struct journal_slot *slot, struct owner_record *record, struct 
 	memcpy(record->magic, OWNER_MAGIC, sizeof record->magic);
 	record->checksum = record_checksum(record);
 	return store_write(&store_io_system, slot->owner_fd, record, sizeof *record, 0,
-			   "journal owner record", error);
+	    "journal owner record", error);
 }
 
 int
-journal_slot_assign(struct journal_slot *slot, const struct journal_owner *owner,
-		    struct error *error)
+journal_slot_assign(
+    struct journal_slot *slot, const struct journal_owner *owner, struct error *error)
 {
 	struct owner_record record;
 
@@ -260,16 +259,16 @@ journal_slot_release(struct journal_slot *slot, struct error *error)
 }
 
 int
-journal_slot_set_aside(struct journal_pool *pool, struct journal_slot *slot, const char *user,
-		       struct error *error)
+journal_slot_set_aside(
+    struct journal_pool *pool, struct journal_slot *slot, const char *user, struct error *error)
 {
 	char from[JOURNAL_NAME_MAX];
 	char to[JOURNAL_NAME_MAX];
 	int result = 0;
 
 	snprintf(from, sizeof from, "%u.journal", slot->number);
-	snprintf(to, sizeof to, "foreign-%lld-%.*s.journal", (long long)time(NULL), USER_NAME_MAX,
-		 user);
+	snprintf(
+	    to, sizeof to, "foreign-%lld-%.*s.journal", (long long)time(NULL), USER_NAME_MAX, user);
 	if (renameat(pool->directory_fd, from, pool->directory_fd, to) == -1)
 		result = error_set_errno(error, errno, "cannot set journal %s aside", from);
 	if (journal_slot_release(slot, error) == -1)
@@ -283,8 +282,8 @@ journal_slot_set_aside(struct journal_pool *pool, struct journal_slot *slot, con
 	errno = posix_fallocate(slot->journal_fd, 0, EXPUNGE_JOURNAL_SIZE);
 	if (errno != 0) {
 		slot->busy = true;
-		return error_set_errno(error, errno, "cannot reserve space for journal %u",
-				       slot->number);
+		return error_set_errno(
+		    error, errno, "cannot reserve space for journal %u", slot->number);
 	}
 	return result;
 }

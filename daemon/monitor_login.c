@@ -15,7 +15,7 @@
 
 static void
 answer_login(struct monitor *monitor, uint64_t session, uint32_t worker, const char *user,
-	     enum login_status status, const char *reason)
+    enum login_status status, const char *reason)
 {
 	struct message_login_result result;
 
@@ -28,16 +28,16 @@ answer_login(struct monitor *monitor, uint64_t session, uint32_t worker, const c
 }
 
 void
-monitor_login_failed(struct monitor *monitor, struct job *job, enum login_status status,
-		     const char *reason)
+monitor_login_failed(
+    struct monitor *monitor, struct job *job, enum login_status status, const char *reason)
 {
-	monitor_remove_session_file(monitor, &job->names, job->private_directory,
-				    job->session_lock_fd);
+	monitor_remove_session_file(
+	    monitor, &job->names, job->private_directory, job->session_lock_fd);
 	monitor_sessions_remove(monitor->sessions, job->session);
 	answer_login(monitor, job->session, job->worker, job->user, status, reason);
 	if (status == LOGIN_PERMANENT || status == LOGIN_TEMPORARY)
 		log_write(monitor->log, LOG_LEVEL_ERROR, "maildrop of %s (%s/%s): %s", job->user,
-			  job->names.directory, job->names.spool, reason);
+		    job->names.directory, job->names.spool, reason);
 	monitor_job_finish(monitor, job);
 }
 
@@ -58,7 +58,7 @@ refresh_passwd_file(struct monitor *monitor)
 	    !passwd_file_changed(monitor->passwd_file, monitor->settings->passwd_file))
 		return;
 	if (passwd_file_load(monitor->settings->passwd_file, false, default_uid, default_gid,
-			     &fresh, &error) == -1) {
+		&fresh, &error) == -1) {
 		log_write(monitor->log, LOG_LEVEL_ERROR, "%s", error.text);
 		return;
 	}
@@ -75,11 +75,19 @@ monitor_virtual_user(struct monitor *monitor, const char *name)
 	return monitor->passwd_file != NULL ? passwd_file_find(monitor->passwd_file, name) : NULL;
 }
 
-void
-monitor_open_empty(struct monitor *monitor, struct job *job)
+static void
+session_is_open(struct monitor *monitor, const struct job *job)
 {
 	struct monitor_session *entry =
 	    monitor_sessions_find(monitor->sessions, job->session, job->worker);
+
+	if (entry != NULL) /* NULL: the worker has died meanwhile */
+		entry->state = SESSION_OPEN;
+}
+
+void
+monitor_open_empty(struct monitor *monitor, struct job *job)
+{
 	struct message_login_result result;
 
 	memset(&result, 0, sizeof result);
@@ -87,11 +95,20 @@ monitor_open_empty(struct monitor *monitor, struct job *job)
 	result.flags = LOGIN_HAS_LOCK;
 	result.filesystem = SPOOL_LOCAL;
 	snprintf(result.user, sizeof result.user, "%s", job->user);
-	if (entry != NULL)
-		entry->state = SESSION_OPEN;
-	monitor_send(monitor, job->worker, MESSAGE_LOGIN_RESULT, &result, NULL, 0,
-		     &job->session_lock_fd, 1);
+	session_is_open(monitor, job);
+	monitor_send(
+	    monitor, job->worker, MESSAGE_LOGIN_RESULT, &result, NULL, 0, &job->session_lock_fd, 1);
 	monitor_job_finish(monitor, job);
+}
+
+bool
+monitor_open_cached(struct monitor *monitor, struct job *job)
+{
+	if (!monitor_cache_open(monitor, job))
+		return false;
+	session_is_open(monitor, job);
+	monitor_job_finish(monitor, job);
+	return true;
 }
 
 static bool
@@ -104,17 +121,20 @@ verdict_user_allowed(const struct monitor *monitor, uint32_t uid)
 
 /* Begin to open the maildrop of a session whose user was just verified. */
 static void
-begin_open(struct monitor *monitor, const struct message_verdict *verdict, uint32_t uid,
-	   uint32_t gid)
+begin_open(
+    struct monitor *monitor, const struct message_verdict *verdict, uint32_t uid, uint32_t gid)
 {
-	struct monitor_session *entry =
-	    monitor_sessions_add(monitor->sessions, verdict->session, verdict->worker);
+	struct monitor_session *entry;
 	struct error error;
 	struct job *job;
 
+	/* an account checker that died just after its verdict has it sent once more */
+	if (monitor_sessions_find(monitor->sessions, verdict->session, verdict->worker) != NULL)
+		return;
+	entry = monitor_sessions_add(monitor->sessions, verdict->session, verdict->worker);
 	if (entry == NULL) {
 		answer_login(monitor, verdict->session, verdict->worker, verdict->user,
-			     LOGIN_TEMPORARY, "too many sessions");
+		    LOGIN_TEMPORARY, "too many sessions");
 		return;
 	}
 	entry->uid = uid;
@@ -126,7 +146,7 @@ begin_open(struct monitor *monitor, const struct message_verdict *verdict, uint3
 	if (job == NULL) {
 		monitor_sessions_remove(monitor->sessions, verdict->session);
 		answer_login(monitor, verdict->session, verdict->worker, verdict->user,
-			     LOGIN_TEMPORARY, "out of memory");
+		    LOGIN_TEMPORARY, "out of memory");
 		return;
 	}
 	job->uid = uid;
@@ -146,8 +166,8 @@ monitor_verdict(struct monitor *monitor, const struct message_verdict *verdict, 
 
 	if (verdict->verdict != VERDICT_ACCEPTED) {
 		answer_login(monitor, verdict->session, verdict->worker, verdict->user,
-			     verdict->verdict == VERDICT_REFUSED ? LOGIN_REFUSED : LOGIN_TEMPORARY,
-			     verdict->reason);
+		    verdict->verdict == VERDICT_REFUSED ? LOGIN_REFUSED : LOGIN_TEMPORARY,
+		    verdict->reason);
 		return;
 	}
 	/* The verifier says who it is; what rights that is, stands in our own copy of the file. */
@@ -155,7 +175,7 @@ monitor_verdict(struct monitor *monitor, const struct message_verdict *verdict, 
 		const struct passwd_file_user *user = monitor_virtual_user(monitor, verdict->user);
 		if (user == NULL || verdict->virtual_user != 1) {
 			answer_login(monitor, verdict->session, verdict->worker, verdict->user,
-				     LOGIN_REFUSED, "not in passwd-file");
+			    LOGIN_REFUSED, "not in passwd-file");
 			return;
 		}
 		uid = user->uid;
@@ -163,8 +183,7 @@ monitor_verdict(struct monitor *monitor, const struct message_verdict *verdict, 
 	}
 	if (!verdict_user_allowed(monitor, uid) || !spool_user_name_valid(verdict->user)) {
 		answer_login(monitor, verdict->session, verdict->worker, verdict->user,
-			     LOGIN_REFUSED,
-			     "the uid is refused by block-uid, or the name is unusable");
+		    LOGIN_REFUSED, "the uid is refused by block-uid, or the name is unusable");
 		return;
 	}
 	begin_open(monitor, verdict, uid, gid);
@@ -175,13 +194,10 @@ void
 monitor_opened(struct monitor *monitor, struct job *job, struct message *message)
 {
 	struct message_login_result result = message->payload.login_result;
-	struct monitor_session *entry =
-	    monitor_sessions_find(monitor->sessions, job->session, job->worker);
 	int fds[MESSAGE_FDS_MAX];
 	unsigned count = 0;
 	unsigned next = 0;
 
-	monitor_release_dot_lock(monitor, job);
 	result.open_microseconds = (uint64_t)(monitor_now_ms() - job->started_ms) * 1000;
 	memcpy(result.user, job->user, sizeof result.user);
 	if (result.flags & LOGIN_HAS_SPOOL)
@@ -194,10 +210,10 @@ monitor_opened(struct monitor *monitor, struct job *job, struct message *message
 		result.flags |= LOGIN_HAS_LOCK;
 	if (result.flags & LOGIN_HAS_TABLE)
 		fds[count++] = message->fds[next++];
-	if (entry != NULL) /* NULL: the worker has died meanwhile */
-		entry->state = SESSION_OPEN;
+	session_is_open(monitor, job);
+	monitor_cache_store(monitor, job, &result, message->tail, message->tail_size);
 	monitor_send(monitor, job->worker, MESSAGE_LOGIN_RESULT, &result, message->tail,
-		     message->tail_size, fds, count);
+	    message->tail_size, fds, count);
 	job->agent_finished = true;
 	monitor_job_finish(monitor, job);
 }

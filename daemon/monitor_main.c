@@ -10,7 +10,7 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-#include "daemon/monitor.h"
+#include "daemon/monitor_jobs.h"
 #include "daemon/role.h"
 #include "daemon/sandbox.h"
 #include "lib/mbox.h"
@@ -61,11 +61,13 @@ start(struct monitor *monitor, struct error *error)
 	if (monitor->epoll_fd == -1)
 		return error_set_errno(error, errno, "epoll_create1");
 	monitor->sessions = monitor_sessions_new((uint32_t)monitor->settings->max_connections);
-	if (monitor->sessions == NULL)
-		return error_set_errno(error, ENOMEM, "table of sessions");
-	if (open_signals(monitor, error) == -1 || warm_scanner(error) == -1 ||
-	    spool_open_directory(monitor->settings->state_dir, &monitor->state_directory_fd,
-				 error) == -1 ||
+	monitor->cache = monitor_cache_new();
+	if (monitor->sessions == NULL || monitor->cache == NULL)
+		return error_set_errno(error, ENOMEM, "tables of sessions");
+	if (sandbox_prepare_agents(error) == -1 || open_signals(monitor, error) == -1 ||
+	    warm_scanner(error) == -1 ||
+	    spool_open_directory(
+		monitor->settings->state_dir, &monitor->state_directory_fd, error) == -1 ||
 	    journal_pool_open(&monitor->journals, monitor->settings->state_dir, error) == -1 ||
 	    monitor_announce(monitor, error) == -1)
 		return -1;
@@ -89,11 +91,11 @@ int
 main(void)
 {
 	struct monitor monitor = { .spool_directory_fd = -1,
-				   .temp_directory_fd = -1,
-				   .state_directory_fd = -1,
-				   .self_fd = -1,
-				   .epoll_fd = -1,
-				   .signal_fd = -1 };
+		.temp_directory_fd = -1,
+		.state_directory_fd = -1,
+		.self_fd = -1,
+		.epoll_fd = -1,
+		.signal_fd = -1 };
 	struct role_start role;
 	struct error error;
 	int status;
@@ -110,6 +112,7 @@ main(void)
 	}
 	status = monitor_run(&monitor);
 	withdraw(&monitor);
+	monitor_cache_free(monitor.cache);
 	monitor_sessions_free(monitor.sessions);
 	passwd_file_free(monitor.passwd_file);
 	settings_free(role.settings);

@@ -28,7 +28,7 @@ monitor_sessions_new(uint32_t maximum)
 	while (sessions->slot_count < (size_t)maximum * 2)
 		sessions->slot_count *= 2;
 	sessions->slots = mmap(NULL, sessions->slot_count * sizeof *sessions->slots,
-			       PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	    PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (sessions->slots == MAP_FAILED) {
 		free(sessions);
 		return NULL;

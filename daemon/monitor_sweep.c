@@ -30,14 +30,14 @@ monitor_announce(struct monitor *monitor, struct error *error)
 	char name[MONITOR_NAME_MAX];
 
 	snprintf(name, sizeof name, MONITOR_FILE "%ld", (long)getpid());
-	monitor->self_fd = openat(monitor->state_directory_fd, name,
-				  O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+	monitor->self_fd = openat(
+	    monitor->state_directory_fd, name, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
 	if (monitor->self_fd == -1)
-		return error_set_errno(error, errno, "cannot create %s/%s",
-				       monitor->settings->state_dir, name);
+		return error_set_errno(
+		    error, errno, "cannot create %s/%s", monitor->settings->state_dir, name);
 	if (flock(monitor->self_fd, LOCK_EX | LOCK_NB) == -1)
-		return error_set_errno(error, errno, "cannot lock %s/%s",
-				       monitor->settings->state_dir, name);
+		return error_set_errno(
+		    error, errno, "cannot lock %s/%s", monitor->settings->state_dir, name);
 	return 0;
 }
 
@@ -109,8 +109,8 @@ remove_locks(struct monitor *monitor, long pid)
 			continue;
 		if (dot_lock_release(fd, entry->d_name, &lock, &error) == 0)
 			log_write(monitor->log, LOG_LEVEL_NOTICE,
-				  "removed the lock %s/%s of a monitor that died",
-				  monitor->settings->spool_dir, entry->d_name);
+			    "removed the lock %s/%s of a monitor that died",
+			    monitor->settings->spool_dir, entry->d_name);
 	}
 	closedir(directory);
 }

@@ -28,8 +28,8 @@ answer_update(struct monitor *monitor, struct job *job, const struct message_upd
 }
 
 void
-monitor_update_failed(struct monitor *monitor, struct job *job, enum update_status status,
-		      const char *reason)
+monitor_update_failed(
+    struct monitor *monitor, struct job *job, enum update_status status, const char *reason)
 {
 	struct message_update_result result;
 
@@ -43,8 +43,8 @@ monitor_update_failed(struct monitor *monitor, struct job *job, enum update_stat
 void
 monitor_update_end(struct monitor *monitor, struct job *job)
 {
-	monitor_remove_session_file(monitor, &job->names, job->private_directory,
-				    job->session_lock_fd);
+	monitor_remove_session_file(
+	    monitor, &job->names, job->private_directory, job->session_lock_fd);
 	if (job->session != 0)
 		monitor_sessions_remove(monitor->sessions, job->session);
 	monitor_job_finish(monitor, job);
@@ -71,19 +71,19 @@ monitor_assign_journal(struct monitor *monitor, struct job *job, struct error *e
 }
 
 void
-monitor_update_finished(struct monitor *monitor, struct job *job,
-			const struct message_update_result *result)
+monitor_update_finished(
+    struct monitor *monitor, struct job *job, const struct message_update_result *result)
 {
 	struct error error;
 
 	job->agent_finished = true;
 	if (result->status != UPDATE_DONE)
 		log_write(monitor->log, LOG_LEVEL_ERROR, "update of %s (%s/%s): %s", job->user,
-			  job->names.directory, job->names.spool, result->reason);
+		    job->names.directory, job->names.spool, result->reason);
 	else if (job->recover || job->kind == JOB_RECOVER)
 		log_write(monitor->log, LOG_LEVEL_NOTICE,
-			  "update of %s (%s/%s) completed by recovery", job->user,
-			  job->names.directory, job->names.spool);
+		    "update of %s (%s/%s) completed by recovery", job->user, job->names.directory,
+		    job->names.spool);
 	answer_update(monitor, job, result);
 	if (result->recovery == RECOVERY_PENDING) {
 		job->recover = true;
@@ -108,8 +108,7 @@ monitor_begin_recovery(struct monitor *monitor, struct job *job)
 	job->phase = JOB_QUEUED;
 	job->next_ms = 0;
 	log_write(monitor->log, LOG_LEVEL_WARNING,
-		  "the update agent of %s ended early: recovery, attempt %u", job->user,
-		  job->attempts);
+	    "the update agent of %s ended early: recovery, attempt %u", job->user, job->attempts);
 	if (job->attempts > 3) {
 		memset(&error, 0, sizeof error);
 		monitor_update_failed(monitor, job, UPDATE_TEMPORARY, "recovery is pending");
@@ -134,8 +133,8 @@ monitor_session_end(struct monitor *monitor, uint32_t worker, struct message *me
 		memset(&names_of, 0, sizeof names_of);
 		memcpy(names_of.user, entry->user, sizeof names_of.user);
 		if (monitor_job_names(monitor, &names_of, entry->virtual_user, &error) == 0)
-			monitor_remove_session_file(monitor, &names_of.names,
-						    names_of.private_directory, message->fds[0]);
+			monitor_remove_session_file(
+			    monitor, &names_of.names, names_of.private_directory, message->fds[0]);
 	}
 	monitor_sessions_remove(monitor->sessions, session);
 	return true;
@@ -164,8 +163,8 @@ check_session_lock(struct monitor *monitor, const struct job *job, struct error 
 {
 	if (job->private_directory)
 		return 0; /* what it is worth is the owner's own affair */
-	return session_lock_check(monitor->temp_directory_fd, job->names.session,
-				  job->session_lock_fd, error);
+	return session_lock_check(
+	    monitor->temp_directory_fd, job->names.session, job->session_lock_fd, error);
 }
 
 bool
@@ -195,8 +194,8 @@ monitor_update(struct monitor *monitor, uint32_t worker, struct message *message
 }
 
 void
-monitor_recover(struct monitor *monitor, struct journal_slot *slot,
-		const struct journal_owner *owner)
+monitor_recover(
+    struct monitor *monitor, struct journal_slot *slot, const struct journal_owner *owner)
 {
 	struct job *job = monitor_job_new(monitor, JOB_RECOVER, 0, 0);
 	struct error error;
@@ -213,18 +212,18 @@ monitor_recover(struct monitor *monitor, struct journal_slot *slot,
 	job->dot_lock = owner->dot_lock;
 	job->phase = JOB_LOCKING;
 	log_write(monitor->log, LOG_LEVEL_NOTICE, "recovering the update of %s (%s/%s)", job->user,
-		  job->names.directory, job->names.spool);
+	    job->names.directory, job->names.spool);
 	if (job->private_directory)
 		return;
 	if (monitor_shared_directories(monitor, &error) == -1) {
-		log_write(monitor->log, LOG_LEVEL_ERROR, "recovery for %s: %s", job->user,
-			  error.text);
+		log_write(
+		    monitor->log, LOG_LEVEL_ERROR, "recovery for %s: %s", job->user, error.text);
 		job->phase = JOB_DEFERRED;
 		job->next_ms = monitor_now_ms() + MONITOR_RECOVERY_RETRY_MS;
 		return;
 	}
 	/* the dot-lock of the crashed update is adopted if it is still there */
-	job->dot_locked = job->dot_lock.inode != 0 &&
-			  dot_lock_refresh(monitor->spool_directory_fd, job->names.dot_lock,
-					   &job->dot_lock, &error) == 0;
+	job->dot_locked =
+	    job->dot_lock.inode != 0 && dot_lock_refresh(monitor->spool_directory_fd,
+					    job->names.dot_lock, &job->dot_lock, &error) == 0;
 }

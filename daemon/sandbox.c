@@ -116,14 +116,19 @@ empty_bounding_set(struct error *error)
 }
 
 static int
-empty_capability_sets(struct error *error)
+clear_ambient_set(struct error *error)
 {
-	cap_t empty;
-	int result = 0;
-
 	if (cap_reset_ambient() != 0 && errno != EINVAL)
 		return error_set_errno(error, errno, "cannot clear ambient capabilities");
-	empty = cap_init();
+	return 0;
+}
+
+static int
+empty_capability_sets(struct error *error)
+{
+	cap_t empty = cap_init();
+	int result = 0;
+
 	if (empty == NULL || cap_set_proc(empty) != 0)
 		result = error_set_errno(error, errno, "cannot give up capabilities");
 	cap_free(empty);
@@ -196,20 +201,89 @@ verify_no_return(gid_t gid, struct error *error)
 	return 0;
 }
 
+/* What a process needs that takes locks for others and becomes them in its children. */
+static int
+limit_capabilities(struct error *error)
+{
+	static const cap_value_t needed[] = { CAP_SETUID, CAP_SETGID, CAP_CHOWN, CAP_FOWNER,
+		CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_KILL };
+	cap_t own = cap_get_proc();
+	cap_t limited = cap_init();
+	int result = -1;
+
+	if (own == NULL || limited == NULL) {
+		error_set_errno(error, errno, "cannot read capabilities");
+		goto out;
+	}
+	for (size_t i = 0; i < sizeof needed / sizeof needed[0]; i++) {
+		cap_flag_value_t value = CAP_CLEAR;
+		if (cap_get_flag(own, needed[i], CAP_PERMITTED, &value) == 0 && value == CAP_SET &&
+		    (cap_set_flag(limited, CAP_PERMITTED, 1, &needed[i], CAP_SET) != 0 ||
+			cap_set_flag(limited, CAP_EFFECTIVE, 1, &needed[i], CAP_SET) != 0)) {
+			error_set_errno(error, errno, "cannot choose capabilities");
+			goto out;
+		}
+	}
+	if (cap_set_proc(limited) != 0)
+		error_set_errno(error, errno, "cannot limit capabilities");
+	else
+		result = 0;
+out:
+	cap_free(own);
+	cap_free(limited);
+	return result;
+}
+
 int
-sandbox_become(uid_t uid, gid_t gid, struct error *error)
+sandbox_prepare_agents(struct error *error)
+{
+	if (sandbox_privileged()) {
+		if (empty_bounding_set(error) != 0 || clear_ambient_set(error) != 0 ||
+		    limit_capabilities(error) != 0)
+			return -1;
+	}
+	return forbid_new_privileges(error);
+}
+
+/* Permitted, effective and inheritable set, by one look. */
+static bool
+own_capabilities_gone(void)
+{
+	cap_t own = cap_get_proc();
+	cap_t empty = cap_init();
+	bool gone = own != NULL && empty != NULL && cap_compare(own, empty) == 0;
+
+	cap_free(own);
+	cap_free(empty);
+	return gone;
+}
+
+int
+sandbox_become_agent(uid_t uid, gid_t gid, struct error *error)
 {
 	if (uid == 0 || uid == (uid_t)-1 || gid == (gid_t)-1)
 		return error_set(error, ERROR_DENIED, "refusing to work as uid %u, gid %u",
 				 (unsigned)uid, (unsigned)gid);
-	if (empty_bounding_set(error) != 0 || change_ids(uid, gid, error) != 0 ||
-	    empty_capability_sets(error) != 0 || forbid_new_privileges(error) != 0 ||
+	if (change_ids(uid, gid, error) != 0 || empty_capability_sets(error) != 0 ||
 	    verify_ids(uid, gid, error) != 0)
+		return -1;
+	if (!own_capabilities_gone())
+		return error_set(error, ERROR_INTERNAL,
+				 "capabilities are still there after giving them up");
+	return verify_no_return(gid, error);
+}
+
+int
+sandbox_become(uid_t uid, gid_t gid, struct error *error)
+{
+	if (empty_bounding_set(error) != 0 || clear_ambient_set(error) != 0 ||
+	    sandbox_become_agent(uid, gid, error) != 0 ||
+	    forbid_new_privileges(error) != 0)
 		return -1;
 	if (!capabilities_gone(true))
 		return error_set(error, ERROR_INTERNAL,
 				 "capabilities are still there after giving them up");
-	return verify_no_return(gid, error);
+	return 0;
 }
 
 /* A descriptor of the directory that path lies in; -1 in *fd_out when path is NULL. */
@@ -291,7 +365,8 @@ drop_capabilities_only(uint32_t *layers, struct error *error)
 {
 	if (has_capability(CAP_SETPCAP) && empty_bounding_set(error) != 0)
 		return -1;
-	if (empty_capability_sets(error) != 0 || forbid_new_privileges(error) != 0)
+	if (clear_ambient_set(error) != 0 || empty_capability_sets(error) != 0 ||
+	    forbid_new_privileges(error) != 0)
 		return -1;
 	if (!capabilities_gone(false))
 		return error_set(error, ERROR_INTERNAL,

@@ -57,6 +57,19 @@ int sandbox_find_user(const char *name, struct sandbox_identity *identity_out, s
 int sandbox_become(uid_t uid, gid_t gid, struct error *error);
 
 /*
+ * For a process that forks agents for others, once: no_new_privs and, when privileged, empty
+ * bounding and ambient sets and no capability but those that locks in spool directories and a change
+ * of identity need. Its children inherit all of it.
+ */
+int sandbox_prepare_agents(struct error *error);
+
+/*
+ * As sandbox_become, in a child of a process that called sandbox_prepare_agents: what that one has
+ * given up is not gone through again, which saves each login a hundred system calls.
+ */
+int sandbox_become_agent(uid_t uid, gid_t gid, struct error *error);
+
+/*
  * Enter the sandbox of a service process, all but seccomp: chroot to empty_directory (when
  * privileged and CAP_SYS_CHROOT is there; it must belong to root and be writable by nobody else),
  * sandbox_become (when privileged; otherwise identity may be NULL), no_new_privs, Landlock that

@@ -35,8 +35,8 @@ pause_before_retry(void)
 }
 
 int
-user_agent_lock_spool(const struct user_agent *agent, int fd, bool exclusive, bool network,
-		      struct error *error)
+user_agent_lock_spool(
+    const struct user_agent *agent, int fd, bool exclusive, bool network, struct error *error)
 {
 	int64_t deadline = now_ms() + agent->settings->mail_lock_timeout * 1000;
 
@@ -51,7 +51,7 @@ user_agent_lock_spool(const struct user_agent *agent, int fd, bool exclusive, bo
 
 int
 user_agent_dot_lock(const struct user_agent *agent, int directory_fd, struct dot_lock *lock_out,
-		    struct error *error)
+    struct error *error)
 {
 	int64_t deadline = now_ms() + agent->settings->mail_lock_timeout * 1000;
 	enum maillock_error maillock;
@@ -64,13 +64,27 @@ user_agent_dot_lock(const struct user_agent *agent, int directory_fd, struct dot
 	}
 	for (;;) {
 		if (dot_lock_try(directory_fd, agent->names->dot_lock,
-				 agent->settings->no_atomic_open, lock_out, &stale, &maillock,
-				 error) == 0)
+			agent->settings->no_atomic_open, lock_out, &stale, &maillock, error) == 0)
 			return 0;
 		if (error->code != ERROR_LOCKED || now_ms() >= deadline)
 			return -1;
 		pause_before_retry();
 	}
+}
+
+int
+user_agent_wait_for_deliverer(const struct user_agent *agent, int directory_fd, struct error *error)
+{
+	int64_t deadline = now_ms() + agent->settings->mail_lock_timeout * 1000;
+
+	while (dot_lock_present(directory_fd, agent->names->dot_lock)) {
+		if (now_ms() >= deadline)
+			return error_set(error, ERROR_LOCKED,
+			    "maillock error %d: %s is held by another process", MAILLOCK_BUSY,
+			    agent->names->dot_lock);
+		pause_before_retry();
+	}
+	return 0;
 }
 
 int
@@ -87,20 +101,18 @@ user_agent_directory(const struct user_agent *agent, int *fd_out, struct error *
 static int
 drop_inheritance(const struct user_agent *agent, struct error *error)
 {
-	const int keep[] = { STDIN_FILENO,	 STDOUT_FILENO,	      STDERR_FILENO,
-			     agent->channel,	 agent->directory_fd, agent->session_lock_fd,
-			     agent->spool_fd,	 agent->journal_fd,   agent->journal_lock_fd,
-			     agent->deletions_fd };
+	const int keep[] = { STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO, agent->channel,
+		agent->directory_fd, agent->session_lock_fd, agent->spool_fd, agent->journal_fd,
+		agent->journal_lock_fd, agent->deletions_fd };
 	sigset_t none;
 
 	if (sandbox_close_all_but(keep, sizeof keep / sizeof keep[0], error) == -1)
 		return -1;
-	if (agent->privileged && sandbox_become(agent->uid, agent->gid, error) == -1)
+	if (agent->privileged && sandbox_become_agent(agent->uid, agent->gid, error) == -1)
 		return -1;
-	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == -1)
-		return error_set_errno(error, errno, "no_new_privs");
-	if (sandbox_harden(error) == -1)
-		return -1;
+	/* a change of identity may reset it, and with it whoever has that identity could look in */
+	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) == -1)
+		return error_set_errno(error, errno, "cannot forbid memory dumps");
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	return 0;

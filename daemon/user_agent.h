@@ -57,11 +57,14 @@ int user_agent_recover(struct user_agent *agent);
 /* Shared between them (user_agent.c). */
 
 /* Wait for the kernel locks on fd until mail-lock-timeout is over. */
-int user_agent_lock_spool(const struct user_agent *agent, int fd, bool exclusive, bool network,
-			  struct error *error);
+int user_agent_lock_spool(
+    const struct user_agent *agent, int fd, bool exclusive, bool network, struct error *error);
 /* Wait for the dot-lock in directory_fd in the same way (private directories only). */
 int user_agent_dot_lock(const struct user_agent *agent, int directory_fd, struct dot_lock *lock_out,
-			struct error *error);
+    struct error *error);
+/* Wait until no dot-lock in force stands beside the spool (a stale one does not count). */
+int user_agent_wait_for_deliverer(
+    const struct user_agent *agent, int directory_fd, struct error *error);
 /* The spool's directory: the inherited descriptor, or opened with the owner's rights. */
 int user_agent_directory(const struct user_agent *agent, int *fd_out, struct error *error);
 

@@ -19,7 +19,7 @@
 #include "lib/mbox.h"
 #include "lib/store_io.h"
 
-#define SCAN_ATTEMPTS 5 /* while somebody who ignores the locks changes the spool */
+#define SCAN_ATTEMPTS 20 /* while the spool changes under us */
 
 /* What was opened: everything that goes into AGENT_OPENED. */
 struct opened {
@@ -29,8 +29,6 @@ struct opened {
 	int session_lock_fd;
 	int table_fd;
 	int directory_fd;
-	struct dot_lock dot_lock;
-	bool dot_locked;
 };
 
 static enum login_status
@@ -47,56 +45,65 @@ status_of(const struct error *error)
 	}
 }
 
-/* In a directory of the user's own we are the ones who take session lock and dot-lock. */
+/* In a directory of the user's own we are the ones who take the session lock. */
 static int
-take_private_locks(const struct user_agent *agent, struct opened *opened, struct error *error)
+take_session_lock(const struct user_agent *agent, struct opened *opened, struct error *error)
 {
 	int temp_fd;
 	int result;
 
 	if (spool_open_directory(agent->names->temp_directory, &temp_fd, error) == -1)
 		return -1;
-	result = session_lock_try(temp_fd, agent->names->session, (uid_t)-1, (gid_t)-1,
-				  &opened->session_lock_fd, error);
+	result = session_lock_try(
+	    temp_fd, agent->names->session, (uid_t)-1, (gid_t)-1, &opened->session_lock_fd, error);
 	close(temp_fd);
-	if (result == -1)
+	return result;
+}
+
+/* One look at the spool; *stable_out tells whether nothing can have changed meanwhile. */
+static int
+scan_once(
+    const struct user_agent *agent, struct opened *opened, bool *stable_out, struct error *error)
+{
+	struct spool_identity identity;
+	struct stat status;
+	struct timespec now;
+
+	if (store_status(&store_io_system, opened->spool_fd, &status, "spool", error) == -1)
 		return -1;
-	if (user_agent_dot_lock(agent, opened->directory_fd, &opened->dot_lock, error) == -1)
+	spool_identity_of(&status, &identity);
+	if (mbox_scan(&store_io_system, opened->spool_fd, (uint64_t)status.st_size, &opened->table,
+		error) == -1 &&
+	    error->code != ERROR_CHANGED)
 		return -1;
-	opened->dot_locked = true;
+	if (store_status(&store_io_system, opened->spool_fd, &status, "spool", error) == -1)
+		return -1;
+	spool_identity_of(&status, &opened->result.identity);
+	*stable_out = spool_identity_equal(&identity, &opened->result.identity) &&
+		      !dot_lock_present(opened->directory_fd, agent->names->dot_lock);
+	if (*stable_out) {
+		clock_gettime(CLOCK_REALTIME, &now);
+		if (spool_identity_racy(&identity, &now))
+			opened->result.flags |= LOGIN_RACY;
+	} else {
+		mbox_table_free(&opened->table);
+	}
 	return 0;
 }
 
-/* Scan until the spool was the same before and after: under our locks that is the first time. */
 static int
-scan_stable(struct opened *opened, struct error *error)
+scan_stable(const struct user_agent *agent, struct opened *opened, struct error *error)
 {
-	struct stat before;
-	struct stat after;
-	struct timespec now;
-
 	for (unsigned attempt = 0; attempt < SCAN_ATTEMPTS; attempt++) {
-		struct spool_identity identity;
-		if (store_status(&store_io_system, opened->spool_fd, &before, "spool", error) == -1)
+		bool stable;
+		if (user_agent_wait_for_deliverer(agent, opened->directory_fd, error) == -1 ||
+		    scan_once(agent, opened, &stable, error) == -1)
 			return -1;
-		if (mbox_scan(&store_io_system, opened->spool_fd, (uint64_t)before.st_size,
-			      &opened->table, error) == -1 &&
-		    error->code != ERROR_CHANGED)
-			return -1;
-		if (store_status(&store_io_system, opened->spool_fd, &after, "spool", error) == -1)
-			return -1;
-		spool_identity_of(&before, &identity);
-		spool_identity_of(&after, &opened->result.identity);
-		if (spool_identity_equal(&identity, &opened->result.identity)) {
-			clock_gettime(CLOCK_REALTIME, &now);
-			if (spool_identity_racy(&identity, &now))
-				opened->result.flags |= LOGIN_RACY;
+		if (stable)
 			return 0;
-		}
-		mbox_table_free(&opened->table);
 	}
-	return error_set(error, ERROR_LOCKED,
-			 "the spool is being changed by a program that ignores our locks");
+	return error_set(
+	    error, ERROR_LOCKED, "the spool is being changed by a program that ignores our locks");
 }
 
 static int
@@ -106,23 +113,22 @@ index_spool(const struct user_agent *agent, struct opened *opened, struct error 
 	bool exists;
 
 	if (spool_open(opened->directory_fd, agent->names->spool, false, &exists, &opened->spool_fd,
-		       error) == -1)
+		error) == -1)
 		return -1;
 	if (!exists)
 		return 0;
 	if (spool_filesystem_of(opened->spool_fd, &filesystem, error) == -1)
 		return -1;
 	if (filesystem == SPOOL_FUSE && !agent->settings->allow_fuse)
-		return error_set(
-		    error, ERROR_DENIED,
+		return error_set(error, ERROR_DENIED,
 		    "%s/%s is on a FUSE file system, whose owner can hang its readers; "
 		    "set allow-fuse if that is wanted",
 		    agent->names->directory, agent->names->spool);
 	opened->result.filesystem = filesystem;
-	if (user_agent_lock_spool(agent, opened->spool_fd, false, filesystem == SPOOL_NETWORK,
-				  error) == -1)
+	if (user_agent_lock_spool(
+		agent, opened->spool_fd, false, filesystem == SPOOL_NETWORK, error) == -1)
 		return -1;
-	if (scan_stable(opened, error) == -1)
+	if (scan_stable(agent, opened, error) == -1)
 		return -1;
 	/* The descriptor goes on living in the worker: the locks on it must not. */
 	if (spool_unlock(opened->spool_fd, filesystem == SPOOL_NETWORK, error) == -1)
@@ -158,11 +164,11 @@ seal_table(struct opened *opened, struct error *error)
 	if (opened->table_fd == -1)
 		return error_set_errno(error, errno, "memfd_create");
 	if (write_all(opened->table_fd, table->messages,
-		      (size_t)table->count * sizeof *table->messages, error) == -1 ||
+		(size_t)table->count * sizeof *table->messages, error) == -1 ||
 	    write_all(opened->table_fd, table->strings, table->strings_size, error) == -1)
 		return -1;
 	if (fcntl(opened->table_fd, F_ADD_SEALS,
-		  F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == -1)
+		F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == -1)
 		return error_set_errno(error, errno, "sealing the table of messages");
 	opened->result.flags |= LOGIN_HAS_TABLE;
 	return 0;
@@ -209,7 +215,7 @@ send_opened(const struct user_agent *agent, struct opened *opened, struct error 
 	if (opened->result.flags & LOGIN_HAS_TABLE)
 		fds[count++] = opened->table_fd;
 	return message_send(agent->channel, MESSAGE_AGENT_OPENED, &opened->result, tail, tail_size,
-			    fds, count, error);
+	    fds, count, error);
 }
 
 /* The maildrop could not be opened: say why. */
@@ -223,8 +229,8 @@ send_failure(const struct user_agent *agent, const struct error *reason)
 	result.session = agent->session;
 	result.status = status_of(reason);
 	snprintf(result.reason, sizeof result.reason, "%.190s", reason->text);
-	return message_send(agent->channel, MESSAGE_AGENT_OPENED, &result, NULL, 0, NULL, 0,
-			    &error);
+	return message_send(
+	    agent->channel, MESSAGE_AGENT_OPENED, &result, NULL, 0, NULL, 0, &error);
 }
 
 static int
@@ -232,7 +238,7 @@ open_maildrop(const struct user_agent *agent, struct opened *opened, struct erro
 {
 	if (user_agent_directory(agent, &opened->directory_fd, error) == -1)
 		return -1;
-	if (agent->private_directory && take_private_locks(agent, opened, error) == -1)
+	if (agent->private_directory && take_session_lock(agent, opened, error) == -1)
 		return -1;
 	return index_spool(agent, opened, error);
 }
@@ -242,20 +248,12 @@ user_agent_open(struct user_agent *agent)
 {
 	struct opened opened;
 	struct error error;
-	struct error release_error;
 	int result;
 
 	memset(&opened, 0, sizeof opened);
 	opened.result.session = agent->session;
 	opened.spool_fd = opened.session_lock_fd = opened.table_fd = opened.directory_fd = -1;
 	result = open_maildrop(agent, &opened, &error);
-	if (opened.dot_locked &&
-	    dot_lock_release(opened.directory_fd, agent->names->dot_lock, &opened.dot_lock,
-			     &release_error) == -1 &&
-	    result == 0) {
-		error = release_error;
-		result = -1;
-	}
 	if (result == 0)
 		result = send_opened(agent, &opened, &error);
 	if (result == -1)

@@ -72,7 +72,7 @@ load_list(struct update *update, struct error *error)
 		if (update->bytes == NULL)
 			return error_set_errno(error, ENOMEM, "list of deletions");
 		if (store_read(&store_io_system, update->agent->deletions_fd, update->bytes, size,
-			       0, "list of deletions", error) == -1)
+			0, "list of deletions", error) == -1)
 			return -1;
 		bytes = update->bytes;
 	} else if (update->agent->deletions_size != size) {
@@ -123,7 +123,7 @@ mark_deleted(struct update *update, struct error *error)
 		unique_id id;
 		uidl_format(table, &table->messages[i], id);
 		if (bsearch(id, update->ids, update->wanted.count, sizeof *update->ids,
-			    compare_ids) == NULL)
+			compare_ids) == NULL)
 			continue;
 		update->deleted[i / 8] |= (uint8_t)(1u << (i % 8));
 		update->result.deleted++;
@@ -143,13 +143,13 @@ lock_spool(struct update *update, bool *exists_out, struct error *error)
 	enum spool_filesystem filesystem;
 
 	if (spool_open(update->directory_fd, agent->names->spool, true, exists_out,
-		       &update->spool_fd, error) == -1)
+		&update->spool_fd, error) == -1)
 		return -1;
 	if (!*exists_out)
 		return 0;
 	if (spool_filesystem_of(update->spool_fd, &filesystem, error) == -1 ||
-	    user_agent_lock_spool(agent, update->spool_fd, true, filesystem == SPOOL_NETWORK,
-				  error) == -1)
+	    user_agent_lock_spool(
+		agent, update->spool_fd, true, filesystem == SPOOL_NETWORK, error) == -1)
 		return -1;
 	memset(&locked, 0, sizeof locked);
 	locked.session = agent->session;
@@ -157,8 +157,8 @@ lock_spool(struct update *update, bool *exists_out, struct error *error)
 		locked.dot_lock_device = update->dot_lock.device;
 		locked.dot_lock_inode = update->dot_lock.inode;
 	}
-	return message_send(agent->channel, MESSAGE_AGENT_LOCKED, &locked, NULL, 0,
-			    &update->spool_fd, 1, error);
+	return message_send(
+	    agent->channel, MESSAGE_AGENT_LOCKED, &locked, NULL, 0, &update->spool_fd, 1, error);
 }
 
 static int
@@ -183,8 +183,8 @@ make_durable(const struct update *update, struct error *error)
 {
 	if (dot_lock_make_durable(update->directory_fd, error) == -1)
 		return -1;
-	return store_sync(&store_io_system, update->agent->journal_lock_fd, "journal owner record",
-			  error);
+	return store_sync(
+	    &store_io_system, update->agent->journal_lock_fd, "journal owner record", error);
 }
 
 static int
@@ -197,7 +197,7 @@ expunge(struct update *update, struct error *error)
 
 	if (store_status(&store_io_system, update->spool_fd, &status, "spool", error) == -1 ||
 	    mbox_scan(&store_io_system, update->spool_fd, (uint64_t)status.st_size, &update->table,
-		      error) == -1 ||
+		error) == -1 ||
 	    mark_deleted(update, error) == -1)
 		return -1;
 	if (update->result.deleted == 0)
@@ -206,7 +206,7 @@ expunge(struct update *update, struct error *error)
 		return -1;
 	if (make_durable(update, error) == 0)
 		result = expunge_apply(&store_io_system, update->spool_fd,
-				       update->agent->journal_fd, &plan, &pending, error);
+		    update->agent->journal_fd, &plan, &pending, error);
 	update->result.recovery = pending ? RECOVERY_PENDING : RECOVERY_NONE;
 	expunge_plan_free(&plan);
 	return result;
@@ -231,7 +231,7 @@ release_dot_lock(struct update *update)
 
 	if (update->dot_locked && update->result.recovery != RECOVERY_PENDING &&
 	    dot_lock_release(update->directory_fd, update->agent->names->dot_lock,
-			     &update->dot_lock, &error) == -1 &&
+		&update->dot_lock, &error) == -1 &&
 	    update->result.reason[0] == '\0')
 		snprintf(update->result.reason, sizeof update->result.reason, "%.190s", error.text);
 }
@@ -244,7 +244,7 @@ finish(struct update *update)
 
 	release_dot_lock(update);
 	result = message_send(update->agent->channel, MESSAGE_AGENT_FINISHED, &update->result, NULL,
-			      0, NULL, 0, &error);
+	    0, NULL, 0, &error);
 	mbox_table_free(&update->table);
 	free(update->wanted.messages);
 	free(update->wanted.strings);
@@ -283,13 +283,12 @@ report_recovery(struct update *update, enum expunge_recovery recovery)
 	case EXPUNGE_NOTHING_PENDING:
 		update->result.status = UPDATE_TEMPORARY;
 		snprintf(update->result.reason, sizeof update->result.reason,
-			 "the update had not begun: the spool is unchanged");
+		    "the update had not begun: the spool is unchanged");
 		break;
 	case EXPUNGE_FOREIGN:
 		update->result.status = UPDATE_TEMPORARY;
 		update->result.recovery = RECOVERY_FOREIGN;
-		snprintf(
-		    update->result.reason, sizeof update->result.reason,
+		snprintf(update->result.reason, sizeof update->result.reason,
 		    "the spool was rewritten by another program: nothing was written, the journal "
 		    "is set aside");
 		break;
@@ -315,7 +314,7 @@ recover(struct update *update, struct error *error)
 	}
 	if (exists) {
 		if (expunge_recover(&store_io_system, update->spool_fd, agent->journal_fd,
-				    &recovery, error) == -1)
+			&recovery, error) == -1)
 			return -1;
 	} else {
 		if (expunge_journal_pending(&store_io_system, agent->journal_fd, &pending, error) ==

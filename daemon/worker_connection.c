@@ -331,13 +331,25 @@ more_input(struct connection *connection)
 	return connection->tls != NULL && tls_pending(connection->tls) && fill(connection);
 }
 
+/*
+ * Whether there is reason to ask the session again after it could not go on: everything it waited
+ * to have sent is sent, or there is input. A session that has had its turn waits for the next.
+ */
+static bool
+try_again(struct connection *connection)
+{
+	bool waited = buffer_size(&connection->out) > 0;
+
+	if (connection->phase != CONNECTION_SERVING || !connection_flush(connection))
+		return false;
+	return !connection->run_queued && (waited || more_input(connection));
+}
+
 void
 connection_run(struct connection *connection)
 {
 	while (connection->phase == CONNECTION_SERVING)
-		if (!session_step(connection) &&
-		    (connection->phase != CONNECTION_SERVING || !connection_flush(connection) ||
-		     !more_input(connection)))
+		if (!session_step(connection) && !try_again(connection))
 			break;
 	if (connection->phase == CONNECTION_DEAD)
 		return;

@@ -240,6 +240,18 @@ send_kept(struct worker *worker, struct worker_channel *channel)
 	watch_output(worker, channel, false);
 }
 
+static void
+drop_kept(struct worker_channel *channel)
+{
+	struct worker_post *post;
+
+	while ((post = channel->first) != NULL) {
+		channel->first = post->next;
+		close_fds(post->fds, post->fd_count);
+		free(post);
+	}
+}
+
 void
 worker_cancel_request(struct worker *worker, uint64_t session)
 {
@@ -543,5 +555,8 @@ worker_run(struct worker *worker)
 	each_connection(worker, lose_connection);
 	each_connection(worker, connection_abort);
 	free_dead(worker);
+	drop_kept(&worker->master);
+	drop_kept(&worker->monitor);
+	drop_kept(&worker->auth);
 	return worker->exit_status;
 }

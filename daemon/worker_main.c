@@ -267,6 +267,14 @@ leave_parent_behind(const struct parent *parent, const int *fds, struct error *e
 	return sandbox_close_all_but(keep, sizeof(keep) / sizeof(keep[0]), error);
 }
 
+static void
+free_tables(struct worker *worker)
+{
+	free(worker->buckets);
+	free(worker->timers);
+	free(worker->chunk);
+}
+
 static int
 worker_main(const struct parent *parent, uint32_t number, const int *fds)
 {
@@ -274,6 +282,7 @@ worker_main(const struct parent *parent, uint32_t number, const int *fds)
 				 .settings = parent->settings,
 				 .tls = parent->tls,
 				 .server_name = parent->server_name };
+	int status = ROLE_EXIT_FAILED;
 	struct error error;
 	struct log log;
 	char name[sizeof(log.process)];
@@ -283,9 +292,11 @@ worker_main(const struct parent *parent, uint32_t number, const int *fds)
 	worker.log = &log;
 	if (leave_parent_behind(parent, fds, &error) == 0 &&
 	    start_worker(&worker, parent, fds, &error) == 0)
-		return worker_run(&worker);
-	log_write(&log, LOG_LEVEL_ERROR, "cannot start: %s", error.text);
-	return ROLE_EXIT_FAILED;
+		status = worker_run(&worker);
+	else
+		log_write(&log, LOG_LEVEL_ERROR, "cannot start: %s", error.text);
+	free_tables(&worker);
+	return status;
 }
 
 /* ---- the parent ---- */
@@ -482,10 +493,19 @@ watch(struct parent *parent, struct error *error)
 	return 0;
 }
 
+static void
+free_parent(struct parent *parent)
+{
+	tls_context_free(parent->tls);
+	settings_free(parent->settings);
+	free(parent->children);
+}
+
 int
 main(void)
 {
 	struct parent parent = { .signal_fd = -1 };
+	int status = ROLE_EXIT_FAILED;
 	struct role_start start;
 	struct error error;
 	uint32_t layers = 0;
@@ -500,7 +520,9 @@ main(void)
 	if (prepare(&parent, &error) == 0 && try_filter(&parent, &layers, &error) == 0 &&
 	    watch(&parent, &error) == 0 &&
 	    role_ready(layers, sandbox_layers_text(layers, text, sizeof(text)), &error) == 0)
-		return serve(&parent);
-	log_write(&parent.log, LOG_LEVEL_ERROR, "cannot start: %s", error.text);
-	return ROLE_EXIT_FAILED;
+		status = serve(&parent);
+	else
+		log_write(&parent.log, LOG_LEVEL_ERROR, "cannot start: %s", error.text);
+	free_parent(&parent);
+	return status;
 }

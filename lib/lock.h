@@ -52,6 +52,12 @@ struct dot_lock {
 int dot_lock_try(int directory_fd, const char *name, bool no_atomic_open, struct dot_lock *lock_out,
     bool *stale_out, enum maillock_error *maillock_out, struct error *error);
 
+/*
+ * Whether somebody holds the dot-lock `name` now: it exists and is younger than
+ * DOT_LOCK_STALE_SECONDS. For readers, who look before and after instead of taking it.
+ */
+bool dot_lock_present(int directory_fd, const char *name);
+
 /* fsync the directory so that the lock survives a power loss; before the first destructive write. */
 int dot_lock_make_durable(int directory_fd, struct error *error);
 

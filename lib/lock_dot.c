@@ -499,6 +499,18 @@ dot_lock_try(int directory_fd, const char *name, bool no_atomic_open, struct dot
 	return -1;
 }
 
+bool
+dot_lock_present(int directory_fd, const char *name)
+{
+	struct stat status;
+	struct timespec now;
+
+	if (fstatat(directory_fd, name, &status, AT_SYMLINK_NOFOLLOW) == -1)
+		return errno != ENOENT;
+	clock_gettime(CLOCK_REALTIME, &now);
+	return now.tv_sec - status.st_mtim.tv_sec < DOT_LOCK_STALE_SECONDS;
+}
+
 int
 dot_lock_make_durable(int directory_fd, struct error *error)
 {

@@ -20,7 +20,7 @@
 
 /* The bulk search works on so many bytes side by side; a multiple of 8. */
 #define LANES	   32
-#define LARGE_ROWS 16
+#define LARGE_ROWS 8
 #define SMALL_ROWS 1
 
 struct lanes {
@@ -222,11 +222,28 @@ sum_of_lanes(const struct lanes *lanes)
 	return sums * ones >> 48;
 }
 
+/* Whether an F follows an empty line at byte 1 to size; byte 0 and the one before it are readable.
+ */
+static bool
+candidate_in(const char *bytes, size_t size)
+{
+	const char *at = bytes + 1, *end = at + size;
+
+	while ((at = memchr(at, 'F', (size_t)(end - at))) != NULL) {
+		if (at[-1] == '\n' && at[-2] == '\n')
+			return true;
+		at++;
+	}
+	return false;
+}
+
 /*
- * Search whole blocks of rows of LANES bytes for an F after an empty line, and count the LFs
- * without CR in front. Two bytes before bytes are looked at. Stops before the first block with an F
- * after an empty line; returns the bytes searched. The inner loop is one or two vector instructions
- * for each of its operations. At most 63 rows: see sum_of_lanes.
+ * Search whole blocks of rows of LANES bytes for an F after an empty line, from the second byte of
+ * the block to the one behind it, and count the LFs without CR in front. One byte before and one
+ * behind must be readable. Stops before the first block with such an F; returns the bytes searched.
+ *
+ * The inner loop, one or two vector instructions for each operation, looks for empty lines only; in
+ * a block that has one we then look for the F. At most 63 rows: see sum_of_lanes.
  */
 static inline __attribute__((always_inline)) size_t
 search_blocks(const char *bytes, size_t size, size_t rows, uint64_t *added)
@@ -234,20 +251,19 @@ search_blocks(const char *bytes, size_t size, size_t rows, uint64_t *added)
 	size_t at;
 
 	for (at = 0; size - at >= rows * LANES; at += rows * LANES) {
-		struct lanes line_feeds = { .byte = { 0 } }, found = { .byte = { 0 } };
+		struct lanes line_feeds = { .byte = { 0 } }, empty_lines = { .byte = { 0 } };
 
 		for (size_t row = 0; row < rows; row++) {
-			const char *byte = bytes + at + row * LANES;
-			const char *before = byte - 1, *before_that = byte - 2;
+			const char *byte = bytes + at + row * LANES, *before = byte - 1;
 
 			for (size_t i = 0; i < LANES; i++) {
 				line_feeds.byte[i] +=
 				    (uint8_t)((byte[i] == '\n') & (before[i] != '\r'));
-				found.byte[i] |= (uint8_t)((byte[i] == 'F') & (before[i] == '\n') &
-							   (before_that[i] == '\n'));
+				empty_lines.byte[i] |=
+				    (uint8_t)((byte[i] == '\n') & (before[i] == '\n'));
 			}
 		}
-		if (any_lane(&found))
+		if (any_lane(&empty_lines) && candidate_in(bytes + at, rows * LANES))
 			break;
 		*added += sum_of_lanes(&line_feeds);
 	}
@@ -280,6 +296,14 @@ search(const char *bytes, size_t size, uint64_t *added)
 	return search_all(bytes, size, added);
 }
 
+/* Whether an F follows an empty line at byte at; previous is the byte before bytes. */
+static bool
+is_candidate(const char *bytes, size_t at, char previous)
+{
+	return at > 0 && bytes[at] == 'F' && bytes[at - 1] == '\n' &&
+	       (at > 1 ? bytes[at - 2] : previous) == '\n';
+}
+
 size_t
 mbox_find_candidate(const char *bytes, size_t size, size_t from, char previous, uint64_t *added)
 {
@@ -288,16 +312,13 @@ mbox_find_candidate(const char *bytes, size_t size, size_t from, char previous, 
 	while (at < size) {
 		size_t end;
 
-		if (at >= 2)
-			at += search(bytes + at, size - at, added);
+		if (at >= 2 && !is_candidate(bytes, at, previous))
+			at += search(bytes + at, size - at - 1, added);
 		end = size - at < LANES ? size : at + LANES;
 		for (; at < end; at++) {
-			char before = at > 0 ? bytes[at - 1] : previous;
-			char before_that = at > 1 ? bytes[at - 2] : previous;
-
-			if (at > 0 && bytes[at] == 'F' && before == '\n' && before_that == '\n')
+			if (is_candidate(bytes, at, previous))
 				return at;
-			*added += bytes[at] == '\n' && before != '\r';
+			*added += bytes[at] == '\n' && (at > 0 ? bytes[at - 1] : previous) != '\r';
 		}
 	}
 	return size;

@@ -72,13 +72,6 @@ map_private(size_t size)
 	return memory;
 }
 
-static void
-wipe_and_unmap(void *memory, size_t size)
-{
-	explicit_bzero(memory, size);
-	munmap(memory, size);
-}
-
 static size_t
 table_size_for(size_t users)
 {
@@ -329,16 +322,19 @@ parse_text(struct loading *loading, const struct text *text)
 
 /* ---- reading ---- */
 
+/* Lines that can be users: what the mapping must have room for. */
 static size_t
-count_lines(const struct text *text)
+count_users(const struct text *text)
 {
-	const char *position = text->bytes;
+	const char *line = text->bytes;
 	const char *end = text->bytes + text->size;
-	size_t count = 1;
+	size_t count = 0;
 
-	while ((position = memchr(position, '\n', (size_t)(end - position))) != NULL) {
-		position++;
-		count++;
+	while (line != NULL && line < end) {
+		count += *line != '\n' && *line != '#';
+		line = memchr(line, '\n', (size_t)(end - line));
+		if (line != NULL)
+			line++;
 	}
 	return count;
 }
@@ -381,7 +377,7 @@ read_text(int fd, const char *path, struct text *text, struct error *error)
 static int
 load_text(struct loading *loading, const struct text *text, const struct stat *status)
 {
-	loading->file = make_file(count_lines(text), text->size);
+	loading->file = make_file(count_users(text), text->size);
 	if (loading->file == NULL)
 		return error_set_errno(loading->error, errno, "memory for %s", loading->path);
 	spool_identity_of(status, &loading->file->identity);
@@ -413,7 +409,8 @@ passwd_file_load_fd(int fd, const char *path, bool with_hashes, uid_t default_ui
 		result = load_text(&loading, &text, &status);
 	if (result == 0)
 		*file_out = loading.file;
-	wipe_and_unmap(text.bytes, text.size + 1);
+	explicit_bzero(text.bytes, text.size);
+	munmap(text.bytes, text.size + 1);
 	return result;
 }
 
@@ -447,6 +444,8 @@ passwd_file_changed(const struct passwd_file *file, const char *path)
 void
 passwd_file_free(struct passwd_file *file)
 {
-	if (file != NULL)
-		wipe_and_unmap(file, file->mapping_size);
+	if (file == NULL)
+		return;
+	explicit_bzero(file->strings, file->strings_used);
+	munmap(file, file->mapping_size);
 }

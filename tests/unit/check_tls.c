@@ -238,8 +238,7 @@ START_TEST(a_large_write_goes_out_in_parts)
 	enum {
 		SIZE = 1 << 20
 	};
-	char *sent = calloc(1, SIZE);
-	char *received = malloc(SIZE);
+	static char sent[SIZE], received[SIZE];
 	size_t out = 0, in = 0, count;
 	struct service service;
 	struct meeting meeting;
@@ -266,8 +265,6 @@ START_TEST(a_large_write_goes_out_in_parts)
 	ck_assert_mem_eq(sent, received, SIZE);
 	part(&meeting);
 	stop_service(&service);
-	free(sent);
-	free(received);
 }
 END_TEST
 

@@ -1,0 +1,297 @@
+#!/usr/bin/env python3
+"""Delivery agents write into the spool while sessions collect and delete: every message arrives, once."""
+import os
+import poplib
+import pwd
+import random
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+from harness import *  # noqa: F403
+
+FIRST_ID = {"procmail": 1000, "postfix": 2000, "mailbox": 3000}
+LONGEST = 60  # seconds until everything must have been collected
+
+
+# ---- messages that prove themselves ----
+
+def body_of(number):
+    """The body of that message, from its number alone."""
+    rng = random.Random(number)
+    lines = ["." * rng.randrange(3) + "%d: " % number + "x" * rng.randrange(180) for _ in range(rng.randrange(1, 150))]
+    return "\n".join(lines) + "\n"
+
+
+def letter(number):
+    """The message as it is given to a delivery agent."""
+    return ("From: sender@example.org\nTo: user\nSubject: delivered %d\nMessage-ID: <%d@example.org>\n\n%s"
+            % (number, number, body_of(number)))
+
+
+def check_letter(content):
+    """The number of a message that was received; every octet of its body must be right."""
+    header, body = content.decode("ascii").replace("\r\n", "\n").split("\n\n", 1)
+    numbers = [line.split()[-1] for line in header.split("\n") if line.startswith("Subject: delivered ")]
+    assert len(numbers) == 1, header
+    assert body == body_of(int(numbers[0])), "message %s is broken: %r" % (numbers[0], body[:2000])
+    return int(numbers[0])
+
+
+# ---- deliverers: each a thread; failures are kept for the report ----
+
+class Deliverer(threading.Thread):
+    """Delivers count messages for one user, one after the other, with short pauses."""
+
+    def __init__(self, name, count, deliver):
+        super().__init__(daemon=True)
+        self.kind = name
+        self.numbers = list(range(FIRST_ID[name], FIRST_ID[name] + count))
+        self.deliver = deliver
+        self.problem = None
+
+    def run(self):
+        rng = random.Random(self.numbers[0])
+        try:
+            for number in self.numbers:
+                self.deliver(number)
+                time.sleep(rng.random() * 0.1)
+        except Exception as problem:  # noqa: B902 (whatever it is, the test must see it)
+            self.problem = problem
+
+
+def make_mailbox_owner(site, name="qpopdeliver"):
+    """A system account whose maildrop is also known to passwd-file, empty at first."""
+    site.add_system_user(name)
+    site.add_user(name, uid=pwd.getpwnam(name).pw_uid)
+    site.put_mail(b"", name)
+    return name
+
+
+def run_as_owner(user, arguments, text, attempts=1):
+    """A delivery agent with the rights that a mail system gives it: the user's, and group mail."""
+    for _ in range(attempts):
+        run = subprocess.run(arguments, input=text, text=True, capture_output=True, timeout=60, cwd="/",
+                             user=pwd.getpwnam(user).pw_uid, group=8, extra_groups=[])
+        if run.returncode == 0:
+            return
+        if run.returncode != 75:  # EX_TEMPFAIL: nothing was delivered, try again
+            break
+        time.sleep(0.1)
+    raise AssertionError("%s ended with %d:\n%s" % (arguments[0], run.returncode, run.stdout + run.stderr))
+
+
+def procmail(site, user, count):
+    """procmail with a recipe that takes its dot-lock; it locks by fcntl besides."""
+    rc = site.path("procmailrc")
+    with open(rc, "w") as file:
+        file.write("SHELL=/bin/sh\nLOCKSLEEP=1\nDEFAULT=%s\nORGMAIL=%s\n:0:\n$DEFAULT\n"
+                   % (site.spool_path(user), site.spool_path(user)))
+    os.chmod(rc, 0o644)
+    return Deliverer("procmail", count, lambda number: run_as_owner(
+        user, ["procmail", "-t", "-f", "sender@example.org", rc], letter(number), attempts=20))
+
+
+MAILBOX_WRITER = r"""
+import mailbox, sys, time
+text = sys.stdin.read()
+for attempt in range(600):
+    box = mailbox.mbox(sys.argv[1])
+    try:
+        box.lock()
+    except mailbox.ExternalClashError:
+        box.close()
+        time.sleep(0.05)
+        continue
+    try:
+        box.add(text)
+        box.flush()
+    finally:
+        box.unlock()
+        box.close()
+    sys.exit(0)
+sys.exit(75)
+"""
+
+
+def python_mailbox(site, user, count):
+    """The mailbox module of Python: fcntl first, then the dot-lock; it never waits with one of them."""
+    return Deliverer("mailbox", count, lambda number: run_as_owner(
+        user, [sys.executable, "-c", MAILBOX_WRITER, site.spool_path(user)], letter(number)))
+
+
+POSTFIX_SERVICES = """\
+pickup    unix  n  -  n  1     1  pickup
+cleanup   unix  n  -  n  -     0  cleanup
+qmgr      unix  n  -  n  300   1  qmgr
+rewrite   unix  -  -  n  -     -  trivial-rewrite
+bounce    unix  -  -  n  -     0  bounce
+defer     unix  -  -  n  -     0  bounce
+trace     unix  -  -  n  -     0  bounce
+local     unix  -  n  n  -     -  local
+error     unix  -  -  n  -     -  error
+retry     unix  -  -  n  -     -  error
+postlog   unix-dgram n - n  -   1  postlogd
+"""
+
+
+def configure_postfix(site, directory):
+    """A Postfix of its own: no network, local delivery into the site's spool."""
+    for name in "etc", "queue", "data":
+        os.mkdir(os.path.join(directory, name))
+    shutil.chown(os.path.join(directory, "data"), "postfix")
+    settings = {
+        "compatibility_level": "3.6", "queue_directory": os.path.join(directory, "queue"),
+        "data_directory": os.path.join(directory, "data"), "mail_spool_directory": site.spool + "/",
+        "maillog_file": os.path.join(directory, "log"), "maillog_file_prefixes": directory,
+        "myhostname": "test.invalid", "mydestination": "test.invalid", "inet_interfaces": "loopback-only",
+        "inet_protocols": "ipv4", "alias_maps": "", "alias_database": "", "local_recipient_maps": "", "biff": "no",
+        "mailbox_command": "", "minimal_backoff_time": "1s", "maximal_backoff_time": "2s", "queue_run_delay": "1s",
+        "deliver_lock_delay": "1s", "deliver_lock_attempts": "20", "local_destination_concurrency_limit": "2",
+    }
+    with open(os.path.join(directory, "etc", "main.cf"), "w") as main_cf:
+        main_cf.writelines("%s = %s\n" % setting for setting in settings.items())
+    with open(os.path.join(directory, "etc", "master.cf"), "w") as master_cf:
+        master_cf.write(POSTFIX_SERVICES)
+    for name in "dynamicmaps.cf", "postfix-files":
+        shutil.copy(os.path.join("/etc/postfix", name), os.path.join(directory, "etc"))
+
+
+def postfix(site, user, count):
+    """Postfix's local: fcntl first, then the dot-lock, and it waits for each."""
+    directory = site.path("postfix")
+    configuration = os.path.join(directory, "etc")
+    os.mkdir(directory)
+    configure_postfix(site, directory)
+    started = subprocess.run(["postfix", "-c", configuration, "start"], capture_output=True, text=True, timeout=60)
+    site.cleanups.append(lambda: subprocess.run(["postfix", "-c", configuration, "stop"], capture_output=True))
+    if started.returncode != 0:
+        raise Skip("Postfix does not start in a scratch configuration: " + started.stderr.replace("\n", " "))
+
+    def deliver(number):
+        subprocess.run(["sendmail", "-C", configuration, "-i", "-f", "sender@example.org", user + "@test.invalid"],
+                       input=letter(number), text=True, check=True, capture_output=True, timeout=60)
+    return Deliverer("postfix", count, deliver)
+
+
+# ---- the collecting side ----
+
+class Collector:
+    """Sessions that fetch, delete some of what they fetched, and remember what QUIT confirmed."""
+
+    def __init__(self, site, user):
+        self.site = site
+        self.user = user
+        self.collected = []
+        self.busy = 0
+        self.failed_updates = 0
+        self.rng = random.Random(user)
+
+    def login(self):
+        """A session, or None while a deliverer holds the locks."""
+        try:
+            return self.site.login(self.user, timeout=60)
+        except poplib.error_proto as answer:
+            assert "[IN-USE]" in str(answer) or "[SYS/TEMP]" in str(answer), answer
+            self.busy += 1
+            return None
+
+    def one_session(self, everything=False):
+        """Whether the maildrop was open and empty."""
+        client = self.login()
+        if client is None:
+            return False
+        marked = []
+        count = client.stat()[0]
+        for index in range(1, count + 1):
+            number = check_letter(retrieve(client, index))
+            if everything or self.rng.random() < 0.7:
+                client.dele(index)
+                marked.append(number)
+        try:
+            client.quit()
+            self.collected += marked
+        except poplib.error_proto as answer:
+            assert "[SYS/TEMP]" in str(answer), answer
+            self.failed_updates += 1
+        return count == 0
+
+
+def collect_during(site, user, deliverers):
+    """Let all deliver at once, collect meanwhile and until nothing is missing."""
+    collector = Collector(site, user)
+    wanted = sorted(number for deliverer in deliverers for number in deliverer.numbers)
+    for deliverer in deliverers:
+        deliverer.start()
+    deadline = time.monotonic() + LONGEST
+    while time.monotonic() < deadline:
+        done = not any(deliverer.is_alive() for deliverer in deliverers)
+        empty = collector.one_session(everything=done)
+        if done and empty and len(collector.collected) >= len(wanted):
+            break
+        time.sleep(0.01)
+    for deliverer in deliverers:
+        deliverer.join(60)
+        if deliverer.problem is not None:
+            raise AssertionError("%s: %s" % (deliverer.kind, deliverer.problem))
+    print("# %d logins found the maildrop busy, %d updates had to be repeated"
+          % (collector.busy, collector.failed_updates))
+    missing = sorted(set(wanted) - set(collector.collected))
+    assert not missing, "lost: %r; postfix says:\n%s" % (missing, postfix_log(site))
+    assert sorted(collector.collected) == wanted, "doubled: %r" % sorted(
+        number for number in set(collector.collected) if collector.collected.count(number) > 1)
+    assert site.read_mail(user) == b""
+    assert not os.path.exists(site.spool_path(user) + ".lock")
+
+
+def postfix_log(site):
+    try:
+        with open(site.path("postfix", "log")) as log:
+            return log.read()[-4000:]
+    except FileNotFoundError:
+        return "nothing"
+
+
+@test
+def procmail_delivers(site):
+    """procmail alone against sessions that collect and delete"""
+    need_root()
+    need_program("procmail")
+    user = make_mailbox_owner(site)
+    site.start()
+    collect_during(site, user, [procmail(site, user, 60)])
+
+
+@test
+def mailbox_module_delivers(site):
+    """Python's mailbox.mbox alone against sessions that collect and delete"""
+    need_root()
+    user = make_mailbox_owner(site)
+    site.start()
+    collect_during(site, user, [python_mailbox(site, user, 60)])
+
+
+@test
+def postfix_delivers(site):
+    """Postfix's local alone against sessions that collect and delete"""
+    need_root()
+    need_program("postfix", "sendmail")
+    user = make_mailbox_owner(site)
+    site.start()
+    collect_during(site, user, [postfix(site, user, 60)])
+
+
+@test
+def all_deliver_at_once(site):
+    """procmail, Postfix and mailbox.mbox together, two of some, against one collecting user"""
+    need_root()
+    need_program("procmail", "postfix", "sendmail")
+    user = make_mailbox_owner(site)
+    site.start(mail_lock_timeout=5)
+    collect_during(site, user, [procmail(site, user, 40), postfix(site, user, 40), python_mailbox(site, user, 40)])
+
+
+if __name__ == "__main__":
+    main()
