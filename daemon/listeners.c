@@ -19,7 +19,10 @@
 #define PORT_POP3      110
 #define PORT_POP3S     995
 
-/* Replies are written whole: nothing may wait for the acknowledgement of what went before. */
+/*
+ * What accepted sockets inherit. Replies are written whole, so nothing may wait for the
+ * acknowledgement of what went before; a client that vanished is noticed in the end.
+ */
 static int
 prepare_socket(int fd, struct error *error)
 {
@@ -28,6 +31,8 @@ prepare_socket(int fd, struct error *error)
 	if (setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) == -1 && errno != EOPNOTSUPP &&
 	    errno != ENOPROTOOPT)
 		return error_set_errno(error, errno, "TCP_NODELAY");
+	if (setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on) == -1)
+		return error_set_errno(error, errno, "SO_KEEPALIVE");
 	if (fcntl(fd, F_SETFL, O_NONBLOCK) == -1 || fcntl(fd, F_SETFD, FD_CLOEXEC) == -1)
 		return error_set_errno(error, errno, "listening socket");
 	return 0;

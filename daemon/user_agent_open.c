@@ -91,13 +91,29 @@ scan_once(
 	return 0;
 }
 
+/*
+ * The kernel locks are not held while a dot-lock is waited for: its holder may be waiting for them
+ * (Debian policy 11.6). Nor may they live on, as the descriptor does, in the worker.
+ */
+static int
+scan_locked(
+    const struct user_agent *agent, struct opened *opened, bool *stable_out, struct error *error)
+{
+	bool network = opened->result.filesystem == SPOOL_NETWORK;
+
+	if (user_agent_wait_for_deliverer(agent, opened->directory_fd, error) == -1 ||
+	    user_agent_lock_spool(agent, opened->spool_fd, false, network, error) == -1 ||
+	    scan_once(agent, opened, stable_out, error) == -1)
+		return -1;
+	return spool_unlock(opened->spool_fd, network, error);
+}
+
 static int
 scan_stable(const struct user_agent *agent, struct opened *opened, struct error *error)
 {
 	for (unsigned attempt = 0; attempt < SCAN_ATTEMPTS; attempt++) {
 		bool stable;
-		if (user_agent_wait_for_deliverer(agent, opened->directory_fd, error) == -1 ||
-		    scan_once(agent, opened, &stable, error) == -1)
+		if (scan_locked(agent, opened, &stable, error) == -1)
 			return -1;
 		if (stable)
 			return 0;
@@ -125,13 +141,7 @@ index_spool(const struct user_agent *agent, struct opened *opened, struct error 
 		    "set allow-fuse if that is wanted",
 		    agent->names->directory, agent->names->spool);
 	opened->result.filesystem = filesystem;
-	if (user_agent_lock_spool(
-		agent, opened->spool_fd, false, filesystem == SPOOL_NETWORK, error) == -1)
-		return -1;
 	if (scan_stable(agent, opened, error) == -1)
-		return -1;
-	/* The descriptor goes on living in the worker: the locks on it must not. */
-	if (spool_unlock(opened->spool_fd, filesystem == SPOOL_NETWORK, error) == -1)
 		return -1;
 	opened->result.flags |= LOGIN_HAS_SPOOL;
 	return 0;

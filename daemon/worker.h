@@ -325,7 +325,7 @@ void session_wait(struct connection *connection, enum session_wait wait, int64_t
 void session_wait_over(struct connection *connection);
 
 /*
- * End a session from our side: one last -ERR line where the protocol allows (NULL: never), the
+ * End a session from our side: one last -ERR line where the protocol allows, the
  * record, then the connection is finished or cut. end as in the session record.
  */
 void session_farewell(struct connection *connection, const char *end, const char *line);

@@ -15,6 +15,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#define STEPS_IN_TURN 64 /* of pipelined commands; then other sessions have theirs */
+
 /* ---- the end ---- */
 
 void
@@ -348,9 +350,14 @@ try_again(struct connection *connection)
 void
 connection_run(struct connection *connection)
 {
-	while (connection->phase == CONNECTION_SERVING)
+	for (unsigned steps = 0; connection->phase == CONNECTION_SERVING; steps++) {
+		if (steps == STEPS_IN_TURN) {
+			worker_run_later(connection);
+			break;
+		}
 		if (!session_step(connection) && !try_again(connection))
 			break;
+	}
 	if (connection->phase == CONNECTION_DEAD)
 		return;
 	buffer_relax(&connection->in);

@@ -373,6 +373,8 @@ from_master(struct worker *worker, struct message *message)
 	switch (message->header.type) {
 	case MESSAGE_CONNECTION:
 		connection_open(worker, &message->payload.connection, message_take_fd(message, 0));
+		if (worker->draining)
+			each_connection(worker, drain_connection);
 		break;
 	case MESSAGE_CHANNEL:
 		replace_channel(worker, message);

@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -458,6 +459,20 @@ enter_sandbox(struct parent *parent, struct error *error)
 			     &parent->layers, error);
 }
 
+/* A session has up to four descriptors; the usual soft limit is meant for other programs. */
+static int
+raise_descriptor_limit(struct error *error)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) != 0)
+		return error_set_errno(error, errno, "cannot read the limit of descriptors");
+	limit.rlim_cur = limit.rlim_max;
+	if (setrlimit(RLIMIT_NOFILE, &limit) != 0)
+		return error_set_errno(error, errno, "cannot raise the limit of descriptors");
+	return 0;
+}
+
 /* All that needs files, and then none can be opened any more. */
 static int
 prepare(struct parent *parent, struct error *error)
@@ -471,6 +486,8 @@ prepare(struct parent *parent, struct error *error)
 		return error_set_errno(error, errno, "cannot find the name of this host");
 	if (settings->tls_server_cert_file[0] != '\0' &&
 	    tls_context_new(settings, &parent->tls, error) != 0)
+		return -1;
+	if (raise_descriptor_limit(error) != 0)
 		return -1;
 	return enter_sandbox(parent, error);
 }

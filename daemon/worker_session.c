@@ -294,13 +294,9 @@ fill_pipe(struct connection *connection, int *read_end_out, struct error *error)
 static bool
 login_answer(struct connection *connection, enum pop3_login_status status)
 {
-	static const char *const results[] = {
-		[POP3_LOGIN_OK] = "ok",
-		[POP3_LOGIN_REFUSED] = "refused",
-		[POP3_LOGIN_IN_USE] = "in-use",
-		[POP3_LOGIN_TEMPORARY] = "temporary",
-		[POP3_LOGIN_PERMANENT] = "permanent",
-	};
+	/* in the order of enum pop3_login_status */
+	static const char *const results[] = { "ok", "refused", "in-use", "temporary",
+					       "permanent" };
 
 	connection->wait = WAIT_NOTHING;
 	connection->result = results[status];
@@ -417,12 +413,10 @@ login_opened(struct connection *connection, struct message *message)
 static void
 login_failed(struct connection *connection, const struct message_login_result *result)
 {
+	/* in the order of enum login_status */
 	static const enum pop3_login_status statuses[LOGIN_STATUS_COUNT] = {
-		[LOGIN_OK] = POP3_LOGIN_OK,
-		[LOGIN_REFUSED] = POP3_LOGIN_REFUSED,
-		[LOGIN_IN_USE] = POP3_LOGIN_IN_USE,
-		[LOGIN_TEMPORARY] = POP3_LOGIN_TEMPORARY,
-		[LOGIN_PERMANENT] = POP3_LOGIN_PERMANENT,
+		POP3_LOGIN_OK, POP3_LOGIN_REFUSED, POP3_LOGIN_IN_USE, POP3_LOGIN_TEMPORARY,
+		POP3_LOGIN_PERMANENT
 	};
 
 	if (result->reason[0] != '\0')
@@ -528,8 +522,7 @@ session_wait_over(struct connection *connection)
 			  "update for %s: no answer from the monitor", user_name(connection));
 		session_update_done(connection, NULL);
 		break;
-	case WAIT_NOTHING:
-	case WAIT_READER:
+	default:
 		break;
 	}
 }

@@ -59,7 +59,7 @@ expunge_source_of(struct expunge_move *move, uint64_t at)
 /* Bytes of output that stand in one piece from `at` on, at most size; *text_out or *source_out. */
 static uint64_t
 output_run(const struct expunge_plan *plan, const struct expunge_cursor *cursor, uint64_t at,
-	   uint64_t size, const char **text_out, uint64_t *source_out)
+    uint64_t size, const char **text_out, uint64_t *source_out)
 {
 	const struct expunge_segment *segment;
 	uint64_t inside = at - cursor->start;
@@ -79,7 +79,7 @@ output_run(const struct expunge_plan *plan, const struct expunge_cursor *cursor,
 /* Read size bytes of the output from `at` on, with cursor as a hint. */
 static int
 read_output(const struct expunge_move *move, struct expunge_cursor *cursor, uint64_t at,
-	    unsigned char *buffer, uint64_t size, struct error *error)
+    unsigned char *buffer, uint64_t size, struct error *error)
 {
 	while (size > 0) {
 		const char *text;
@@ -91,7 +91,7 @@ read_output(const struct expunge_move *move, struct expunge_cursor *cursor, uint
 		if (text != NULL)
 			memcpy(buffer, text, run);
 		else if (store_read(move->io, move->spool_fd, buffer, run, (off_t)source,
-				    SPOOL_WHAT, error) != 0)
+			     SPOOL_WHAT, error) != 0)
 			return -1;
 		buffer += run;
 		at += run;
@@ -102,7 +102,7 @@ read_output(const struct expunge_move *move, struct expunge_cursor *cursor, uint
 
 int
 expunge_hash_output(struct expunge_move *move, const struct expunge_record *record,
-		    uint64_t *hash_out, struct error *error)
+    uint64_t *hash_out, struct error *error)
 {
 	struct expunge_cursor cursor = move->cursor;
 	uint64_t at = record->done;
@@ -221,8 +221,7 @@ write_payload(struct expunge_move *move, struct expunge_record *record, struct e
 	record->output_hash = expunge_hash(record->nonce, move->buffer, image);
 	record->payload_hash = expunge_hash(record->nonce, move->buffer, size);
 	return store_write(move->io, move->journal.fd, move->buffer, size,
-			   (off_t)expunge_payload_offset(record->program_size), JOURNAL_WHAT,
-			   error);
+	    (off_t)expunge_payload_offset(record->program_size), JOURNAL_WHAT, error);
 }
 
 static int
@@ -273,14 +272,14 @@ write_direct(struct expunge_move *move, struct error *error)
 
 		if (read_output(move, &cursor, at, move->buffer, size, error) != 0 ||
 		    store_write(move->io, move->spool_fd, move->buffer, size, (off_t)at, SPOOL_WHAT,
-				error) != 0)
+			error) != 0)
 			return -1;
 		at += size;
 	}
 	if (record->mark_length == 0)
 		return 0;
 	return store_write(move->io, move->spool_fd, record->mark, record->mark_length,
-			   (off_t)record->end, SPOOL_WHAT, error);
+	    (off_t)record->end, SPOOL_WHAT, error);
 }
 
 /* Learn how far the spool reaches now. Only what is synced after this may be relied on. */
@@ -307,7 +306,7 @@ expunge_write_phase(struct expunge_move *move, struct error *error)
 		if (write_direct(move, error) != 0)
 			return -1;
 	} else if (store_write(move->io, move->spool_fd, move->buffer, image, (off_t)record->done,
-			       SPOOL_WHAT, error) != 0) {
+		       SPOOL_WHAT, error) != 0) {
 		return -1;
 	}
 	if (measure(move, error) != 0)
@@ -417,8 +416,8 @@ write_program(struct expunge_move *move, struct error *error)
 	record->program_size = size;
 	record->program_count = plan->count;
 	record->program_hash = expunge_hash(record->nonce, bytes, size);
-	result = store_write(move->io, move->journal.fd, bytes, size, JOURNAL_PROGRAM_OFFSET,
-			     JOURNAL_WHAT, error);
+	result = store_write(
+	    move->io, move->journal.fd, bytes, size, JOURNAL_PROGRAM_OFFSET, JOURNAL_WHAT, error);
 out:
 	free(bytes);
 	return result;
@@ -434,8 +433,7 @@ prepare(struct expunge_move *move, struct error *error)
 	if (identify(move, error) != 0 || expunge_check_boundaries(move, 0, &intact, error) != 0)
 		return -1;
 	if (!intact)
-		return error_set(
-		    error, ERROR_CHANGED,
+		return error_set(error, ERROR_CHANGED,
 		    "spool was changed: a message does not begin where it was indexed");
 	if (write_program(move, error) != 0)
 		return -1;
@@ -463,8 +461,8 @@ apply(struct expunge_move *move, bool *pending_out, struct error *error)
 		return -1;
 	if (slots.newest.state != JOURNAL_VOID) {
 		*pending_out = true;
-		return error_set(error, ERROR_CHANGED,
-				 "an expunge is still pending in the journal");
+		return error_set(
+		    error, ERROR_CHANGED, "an expunge is still pending in the journal");
 	}
 	if (prepare(move, error) == 0 && expunge_write_phase(move, error) == 0 &&
 	    expunge_finish(move, error) == 0)
@@ -475,8 +473,8 @@ apply(struct expunge_move *move, bool *pending_out, struct error *error)
 
 int
 expunge_apply_limited(const struct store_io *io, int spool_fd, int journal_fd,
-		      const struct expunge_plan *plan, const struct expunge_limits *limits,
-		      bool *pending_out, struct error *error)
+    const struct expunge_plan *plan, const struct expunge_limits *limits, bool *pending_out,
+    struct error *error)
 {
 	struct expunge_move move = {
 		.io = io,
@@ -497,8 +495,8 @@ expunge_apply_limited(const struct store_io *io, int spool_fd, int journal_fd,
 
 int
 expunge_apply(const struct store_io *io, int spool_fd, int journal_fd,
-	      const struct expunge_plan *plan, bool *pending_out, struct error *error)
+    const struct expunge_plan *plan, bool *pending_out, struct error *error)
 {
-	return expunge_apply_limited(io, spool_fd, journal_fd, plan, &expunge_default_limits,
-				     pending_out, error);
+	return expunge_apply_limited(
+	    io, spool_fd, journal_fd, plan, &expunge_default_limits, pending_out, error);
 }

@@ -133,8 +133,8 @@ record_plausible(const struct expunge_record *record, uint64_t journal_size)
 }
 
 static bool
-decode_record(const uint8_t slot[JOURNAL_SLOT_SIZE], uint64_t journal_size,
-	      struct expunge_record *record)
+decode_record(
+    const uint8_t slot[JOURNAL_SLOT_SIZE], uint64_t journal_size, struct expunge_record *record)
 {
 	const uint8_t *at = slot + JOURNAL_SLOT_SIZE - 8;
 
@@ -165,13 +165,13 @@ all_zero(const uint8_t *bytes, size_t size)
 
 static int
 read_slot(const struct expunge_journal *journal, unsigned number, struct expunge_record *record,
-	  bool *valid_out, bool *blank_out, struct error *error)
+    bool *valid_out, bool *blank_out, struct error *error)
 {
 	uint8_t slot[JOURNAL_SLOT_SIZE];
 
 	memset(record, 0, sizeof *record);
 	if (store_read(journal->io, journal->fd, slot, sizeof slot,
-		       (off_t)(number * JOURNAL_SLOT_DISTANCE), WHAT, error) != 0)
+		(off_t)(number * JOURNAL_SLOT_DISTANCE), WHAT, error) != 0)
 		return -1;
 	*blank_out = all_zero(slot, sizeof slot);
 	*valid_out = decode_record(slot, journal->size, record);
@@ -181,8 +181,8 @@ read_slot(const struct expunge_journal *journal, unsigned number, struct expunge
 }
 
 int
-expunge_journal_load(struct expunge_journal *journal, struct expunge_slots *slots_out,
-		     struct error *error)
+expunge_journal_load(
+    struct expunge_journal *journal, struct expunge_slots *slots_out, struct error *error)
 {
 	struct expunge_record records[2];
 	bool valid[2];
@@ -208,20 +208,20 @@ expunge_journal_load(struct expunge_journal *journal, struct expunge_slots *slot
 
 static int
 write_slot(const struct expunge_journal *journal, unsigned number,
-	   const struct expunge_record *record, struct error *error)
+    const struct expunge_record *record, struct error *error)
 {
 	uint8_t slot[JOURNAL_SLOT_SIZE];
 
 	encode_record(record, slot);
 	if (store_write(journal->io, journal->fd, slot, sizeof slot,
-			(off_t)(number * JOURNAL_SLOT_DISTANCE), WHAT, error) != 0)
+		(off_t)(number * JOURNAL_SLOT_DISTANCE), WHAT, error) != 0)
 		return -1;
 	return store_sync(journal->io, journal->fd, WHAT, error);
 }
 
 int
-expunge_journal_commit(struct expunge_journal *journal, struct expunge_record *record,
-		       struct error *error)
+expunge_journal_commit(
+    struct expunge_journal *journal, struct expunge_record *record, struct error *error)
 {
 	record->sequence = ++journal->sequence;
 	if (write_slot(journal, 1 - journal->slot, record, error) != 0)
@@ -231,8 +231,8 @@ expunge_journal_commit(struct expunge_journal *journal, struct expunge_record *r
 }
 
 int
-expunge_journal_confirm(const struct expunge_journal *journal, const struct expunge_record *record,
-			struct error *error)
+expunge_journal_confirm(
+    const struct expunge_journal *journal, const struct expunge_record *record, struct error *error)
 {
 	return write_slot(journal, journal->slot, record, error);
 }
@@ -246,12 +246,12 @@ expunge_journal_void(struct expunge_journal *journal, struct error *error)
 }
 
 int
-expunge_journal_pending(const struct store_io *io, int journal_fd, bool *pending_out,
-			struct error *error)
+expunge_journal_pending(
+    const struct store_io *io, int journal_fd, bool *pending_out, struct error *error)
 {
-	struct expunge_journal journal = { .io = io,
-					   .fd = journal_fd,
-					   .size = expunge_default_limits.journal };
+	struct expunge_journal journal = {
+		.io = io, .fd = journal_fd, .size = expunge_default_limits.journal
+	};
 	struct expunge_slots slots;
 
 	if (expunge_journal_load(&journal, &slots, error) != 0)
@@ -307,8 +307,8 @@ program_bound(const struct expunge_plan *plan, size_t *bound_out, struct error *
 
 /* Kept part: length * 2, distance from the end of the kept part before. Text: length * 2 + 1. */
 int
-expunge_program_encode(const struct expunge_plan *plan, uint8_t **bytes_out, size_t *size_out,
-		       struct error *error)
+expunge_program_encode(
+    const struct expunge_plan *plan, uint8_t **bytes_out, size_t *size_out, struct error *error)
 {
 	uint64_t source_end = 0;
 	size_t size = 0;
@@ -340,7 +340,7 @@ expunge_program_encode(const struct expunge_plan *plan, uint8_t **bytes_out, siz
 /* Decode one segment; text is taken over into plan->text at *text_size. */
 static bool
 decode_segment(const uint8_t **at, const uint8_t *end, struct expunge_plan *plan, size_t *text_size,
-	       uint64_t *source_end)
+    uint64_t *source_end)
 {
 	struct expunge_segment *segment = &plan->segments[plan->count];
 	uint64_t head;
@@ -368,7 +368,7 @@ decode_segment(const uint8_t **at, const uint8_t *end, struct expunge_plan *plan
 
 int
 expunge_program_decode(const uint8_t *bytes, size_t size, uint64_t count, struct expunge_plan *plan,
-		       struct error *error)
+    struct error *error)
 {
 	const uint8_t *at = bytes;
 	uint64_t source_end = 0;
@@ -396,7 +396,7 @@ expunge_program_decode(const uint8_t *bytes, size_t size, uint64_t count, struct
 
 int
 expunge_hash_spool(const struct expunge_move *move, uint64_t offset, uint64_t size,
-		   uint64_t *hash_out, struct error *error)
+    uint64_t *hash_out, struct error *error)
 {
 	unsigned char bytes[PIECE];
 	XXH3_state_t *state = XXH3_createState();
@@ -409,7 +409,7 @@ expunge_hash_spool(const struct expunge_move *move, uint64_t offset, uint64_t si
 		size_t piece = size < sizeof bytes ? (size_t)size : sizeof bytes;
 
 		if (store_read(move->io, move->spool_fd, bytes, piece, (off_t)offset, SPOOL_WHAT,
-			       error) != 0)
+			error) != 0)
 			goto out;
 		XXH3_64bits_update(state, bytes, piece);
 		offset += piece;
@@ -424,7 +424,7 @@ out:
 
 int
 expunge_anchors(const struct expunge_move *move, const struct expunge_record *record,
-		uint64_t *low_out, uint64_t *high_out, struct error *error)
+    uint64_t *low_out, uint64_t *high_out, struct error *error)
 {
 	uint64_t low = record->done < JOURNAL_ANCHOR ? record->done : JOURNAL_ANCHOR;
 	uint64_t high = record->known_size - record->end - record->mark_length;
@@ -460,7 +460,7 @@ expunge_block_end(uint64_t at, uint64_t end)
 
 int
 expunge_hash_blocks(const struct expunge_move *move, const struct expunge_record *record,
-		    unsigned char *hashes, struct error *error)
+    unsigned char *hashes, struct error *error)
 {
 	uint64_t end = record->end + record->mark_length;
 	unsigned char bytes[PIECE];
@@ -471,7 +471,7 @@ expunge_hash_blocks(const struct expunge_move *move, const struct expunge_record
 
 		piece_end = piece_end < end ? piece_end : end;
 		if (store_read(move->io, move->spool_fd, bytes, piece_end - at, (off_t)at,
-			       SPOOL_WHAT, error) != 0)
+			SPOOL_WHAT, error) != 0)
 			return -1;
 		for (uint64_t next; at < piece_end; at = next) {
 			uint64_t hash;

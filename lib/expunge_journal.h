@@ -19,8 +19,9 @@
  * The file: slot 0 at offset 0, slot 1 at JOURNAL_SLOT_DISTANCE, then the program (the segments of
  * the plan, only when the first phase cannot cover them), then the payload: the image and one hash
  * of the former content for each 512-byte block that it replaces. A record goes to the slot that is
- * not in force. Payload and header are synced together, so a header may reach the disk without its
- * payload: then the record before it is in force, and all of that one's phase is already on disk.
+ * not in force. Payload and header are synced together, and the next payload overwrites this one
+ * before the next header comes. So after a crash a header may stand without its payload: recovery
+ * tells from the spool which of the two it was.
  */
 #ifndef QPOPPER_LIB_EXPUNGE_JOURNAL_H
 #define QPOPPER_LIB_EXPUNGE_JOURNAL_H
@@ -100,16 +101,16 @@ struct expunge_slots {
 uint64_t expunge_hash(uint64_t nonce, const void *bytes, size_t size);
 
 /* Read both slots and set up journal for the newest. Both damaged, but not blank: ERROR_FORMAT. */
-int expunge_journal_load(struct expunge_journal *journal, struct expunge_slots *slots_out,
-			 struct error *error);
+int expunge_journal_load(
+    struct expunge_journal *journal, struct expunge_slots *slots_out, struct error *error);
 
 /* Make record the one in force: give it the next sequence number, write its slot, sync. */
-int expunge_journal_commit(struct expunge_journal *journal, struct expunge_record *record,
-			   struct error *error);
+int expunge_journal_commit(
+    struct expunge_journal *journal, struct expunge_record *record, struct error *error);
 
 /* Write the record in force once more and sync: its first sync may have failed. */
 int expunge_journal_confirm(const struct expunge_journal *journal,
-			    const struct expunge_record *record, struct error *error);
+    const struct expunge_record *record, struct error *error);
 
 /* Make a void record the one in force. */
 int expunge_journal_void(struct expunge_journal *journal, struct error *error);
@@ -124,10 +125,10 @@ uint64_t expunge_payload_size(const struct expunge_record *record);
  * The segments of a plan as bytes, and back. *bytes_out is heap memory of the caller; a plan made
  * by decode is freed with expunge_plan_free.
  */
-int expunge_program_encode(const struct expunge_plan *plan, uint8_t **bytes_out, size_t *size_out,
-			   struct error *error);
+int expunge_program_encode(
+    const struct expunge_plan *plan, uint8_t **bytes_out, size_t *size_out, struct error *error);
 int expunge_program_decode(const uint8_t *bytes, size_t size, uint64_t count,
-			   struct expunge_plan *plan, struct error *error);
+    struct expunge_plan *plan, struct error *error);
 
 /* ---- the engine ---- */
 
@@ -163,9 +164,9 @@ int expunge_reserve(struct expunge_move *move, uint64_t size, struct error *erro
 
 /* Hash of size bytes of the spool at offset. */
 int expunge_hash_spool(const struct expunge_move *move, uint64_t offset, uint64_t size,
-		       uint64_t *hash_out, struct error *error);
+    uint64_t *hash_out, struct error *error);
 int expunge_anchors(const struct expunge_move *move, const struct expunge_record *record,
-		    uint64_t *low_out, uint64_t *high_out, struct error *error);
+    uint64_t *low_out, uint64_t *high_out, struct error *error);
 
 /*
  * Where the bytes begin that show, besides the mark, that a spool was not cut: they lie in another
@@ -176,17 +177,17 @@ uint64_t expunge_tail_start(const struct expunge_record *record);
 
 /* One hash for each block that the record's image replaces, as the spool stands now. */
 int expunge_hash_blocks(const struct expunge_move *move, const struct expunge_record *record,
-			unsigned char *hashes, struct error *error);
+    unsigned char *hashes, struct error *error);
 
 /* Hash of the output of the record's phase, mark included, as the source would make it. */
 int expunge_hash_output(struct expunge_move *move, const struct expunge_record *record,
-			uint64_t *hash_out, struct error *error);
+    uint64_t *hash_out, struct error *error);
 
 /*
  * Whether every boundary of the plan at or above source offset from still stands before a message.
  */
-int expunge_check_boundaries(const struct expunge_move *move, uint64_t from, bool *intact_out,
-			     struct error *error);
+int expunge_check_boundaries(
+    const struct expunge_move *move, uint64_t from, bool *intact_out, struct error *error);
 
 /* Write what the record in force says to the spool (an image must be in the buffer) and sync. */
 int expunge_write_phase(struct expunge_move *move, struct error *error);
@@ -196,10 +197,9 @@ int expunge_finish(struct expunge_move *move, struct error *error);
 
 /* As the public functions, with other limits. */
 int expunge_apply_limited(const struct store_io *io, int spool_fd, int journal_fd,
-			  const struct expunge_plan *plan, const struct expunge_limits *limits,
-			  bool *pending_out, struct error *error);
+    const struct expunge_plan *plan, const struct expunge_limits *limits, bool *pending_out,
+    struct error *error);
 int expunge_recover_limited(const struct store_io *io, int spool_fd, int journal_fd,
-			    const struct expunge_limits *limits, enum expunge_recovery *result_out,
-			    struct error *error);
+    const struct expunge_limits *limits, enum expunge_recovery *result_out, struct error *error);
 
 #endif

@@ -133,7 +133,7 @@ settle(struct survivors *survivors, struct error *error)
 		free(survivors->table.strings);
 		survivors->table.strings = NULL;
 		if (uidl_assign(&survivors->table, survivors->candidates,
-				survivors->candidate_offset, error) != 0)
+			survivors->candidate_offset, error) != 0)
 			return -1;
 		again = mark_changed(survivors);
 	}
@@ -146,7 +146,7 @@ settle(struct survivors *survivors, struct error *error)
  */
 static int
 find_insertions(const struct mbox_table *table, const uint8_t *deleted, uint32_t kept, bool *insert,
-		struct error *error)
+    struct error *error)
 {
 	struct survivors survivors = { .old = table };
 	bool suffixes = false;
@@ -221,7 +221,7 @@ keep(struct builder *builder, uint64_t start, uint64_t end, struct error *error)
 
 static int
 insert_field(struct builder *builder, const struct mbox_table *table,
-	     const struct mbox_message *message, struct error *error)
+    const struct mbox_message *message, struct error *error)
 {
 	char id[UIDL_MAX_LENGTH + 1];
 	char *text = builder->plan->text + builder->text_size;
@@ -233,15 +233,14 @@ insert_field(struct builder *builder, const struct mbox_table *table,
 	if (append_segment(builder, &segment, error) != 0)
 		return -1;
 	if (builder->plan->new_size > builder->source_end)
-		return error_set(
-		    error, ERROR_LIMIT,
+		return error_set(error, ERROR_LIMIT,
 		    "too little is deleted to make room for the unique-ids of identical messages");
 	return 0;
 }
 
 static int
 keep_message(struct builder *builder, const struct mbox_table *table, uint32_t i, bool insert,
-	     struct error *error)
+    struct error *error)
 {
 	const struct mbox_message *message = &table->messages[i];
 	uint64_t start;
@@ -254,7 +253,7 @@ keep_message(struct builder *builder, const struct mbox_table *table, uint32_t i
 		return keep(builder, start, end, error);
 	if (header >= end)
 		return error_set(error, ERROR_LIMIT,
-				 "an identical message consists of nothing but its separator line");
+		    "an identical message consists of nothing but its separator line");
 	if (keep(builder, start, header, error) != 0 ||
 	    insert_field(builder, table, message, error) != 0)
 		return -1;
@@ -263,7 +262,7 @@ keep_message(struct builder *builder, const struct mbox_table *table, uint32_t i
 
 static int
 build(struct builder *builder, const struct mbox_table *table, const uint8_t *deleted,
-      const bool *insert, struct error *error)
+    const bool *insert, struct error *error)
 {
 	/* What stands before the first message is blank, and goes only with the last message. */
 	if (table->count > 0 && keep(builder, 0, table->messages[0].offset, error) != 0)
@@ -306,7 +305,7 @@ allocate_text(struct expunge_plan *plan, const bool *insert, uint32_t count, str
 
 int
 expunge_plan_make(const struct mbox_table *table, const uint8_t *deleted,
-		  struct expunge_plan *plan_out, struct error *error)
+    struct expunge_plan *plan_out, struct error *error)
 {
 	struct expunge_plan plan = { 0 };
 	struct builder builder = { .plan = &plan };

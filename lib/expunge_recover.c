@@ -24,7 +24,7 @@ check_boundary(const struct expunge_move *move, uint64_t offset, bool *intact, s
 	size_t got;
 
 	if (store_read_some(move->io, move->spool_fd, bytes, sizeof bytes, (off_t)offset, &got,
-			    SPOOL_WHAT, error) != 0)
+		SPOOL_WHAT, error) != 0)
 		return -1;
 	if (offset == 0 && got > 0 && (bytes[0] == '\0' || bytes[0] == '\n'))
 		return 0;
@@ -36,7 +36,7 @@ check_boundary(const struct expunge_move *move, uint64_t offset, bool *intact, s
 /* What is left out from start to end: both ends must stand before a message, as far as we look. */
 static int
 check_gap(const struct expunge_move *move, uint64_t start, uint64_t end, uint64_t from,
-	  bool *intact, struct error *error)
+    bool *intact, struct error *error)
 {
 	if (start == end)
 		return 0;
@@ -48,8 +48,8 @@ check_gap(const struct expunge_move *move, uint64_t start, uint64_t end, uint64_
 }
 
 int
-expunge_check_boundaries(const struct expunge_move *move, uint64_t from, bool *intact_out,
-			 struct error *error)
+expunge_check_boundaries(
+    const struct expunge_move *move, uint64_t from, bool *intact_out, struct error *error)
 {
 	const struct expunge_plan *plan = move->plan;
 	uint64_t start = 0;
@@ -85,13 +85,13 @@ struct recovery {
 	struct expunge_plan plan; /* decoded, or one segment that is never read */
 	uint8_t *program;	  /* as it stands in the journal; heap, NULL when not needed */
 	struct expunge_slots slots;
-	bool payload_lost; /* the newest header came without its payload: the one before counts */
+	bool payload_lost; /* the newest header is without its payload: see find_record */
 	enum progress progress;
 };
 
 static int
 read_program(struct recovery *recovery, const struct expunge_record *record, bool *matches_out,
-	     struct error *error)
+    struct error *error)
 {
 	const struct expunge_move *move = &recovery->move;
 
@@ -100,7 +100,7 @@ read_program(struct recovery *recovery, const struct expunge_record *record, boo
 	if (recovery->program == NULL)
 		return error_set(error, ERROR_LIMIT, "no memory for an expunge");
 	if (store_read(move->io, move->journal.fd, recovery->program, record->program_size,
-		       JOURNAL_PROGRAM_OFFSET, JOURNAL_WHAT, error) != 0)
+		JOURNAL_PROGRAM_OFFSET, JOURNAL_WHAT, error) != 0)
 		return -1;
 	*matches_out = expunge_hash(record->nonce, recovery->program, record->program_size) ==
 		       record->program_hash;
@@ -110,49 +110,81 @@ read_program(struct recovery *recovery, const struct expunge_record *record, boo
 /* The payload goes into the buffer. */
 static int
 read_payload(struct expunge_move *move, const struct expunge_record *record, bool *matches_out,
-	     struct error *error)
+    struct error *error)
 {
 	uint64_t size = expunge_payload_size(record);
 
 	if (expunge_reserve(move, size, error) != 0 ||
 	    store_read(move->io, move->journal.fd, move->buffer, size,
-		       (off_t)expunge_payload_offset(record->program_size), JOURNAL_WHAT,
-		       error) != 0)
+		(off_t)expunge_payload_offset(record->program_size), JOURNAL_WHAT, error) != 0)
 		return -1;
 	*matches_out = expunge_hash(record->nonce, move->buffer, size) == record->payload_hash;
 	return 0;
 }
 
-/* Whether what belongs to a header has reached the disk. */
+/* Whether the phase of the record stands in the spool, mark and all. */
 static int
-record_complete(struct recovery *recovery, const struct expunge_record *record, bool *complete_out,
-		struct error *error)
+check_written(const struct expunge_move *move, bool *written_out, struct error *error)
 {
-	*complete_out = true;
-	if (record->program_size > 0 && read_program(recovery, record, complete_out, error) != 0)
+	const struct expunge_record *record = &move->record;
+	uint64_t end = record->end + record->mark_length;
+	struct stat status;
+	uint64_t hash;
+
+	*written_out = false;
+	if (store_status(move->io, move->spool_fd, &status, SPOOL_WHAT, error) != 0)
 		return -1;
-	if (!*complete_out || record->state != JOURNAL_IMAGE)
+	if ((uint64_t)status.st_size < end)
 		return 0;
-	return read_payload(&recovery->move, record, complete_out, error);
+	if (expunge_hash_spool(move, record->done, end - record->done, &hash, error) != 0)
+		return -1;
+	*written_out = hash == record->output_hash;
+	return 0;
 }
 
+/* Whether the program and the payload that belong to a header are in the journal. */
+static int
+check_journal(struct recovery *recovery, bool *program_out, bool *payload_out, struct error *error)
+{
+	const struct expunge_record *record = &recovery->move.record;
+
+	*program_out = true;
+	*payload_out = true;
+	if (record->program_size > 0 && read_program(recovery, record, program_out, error) != 0)
+		return -1;
+	if (record->state != JOURNAL_IMAGE)
+		return 0;
+	return read_payload(&recovery->move, record, payload_out, error);
+}
+
+/*
+ * A header without its payload is one of two things. Either its payload was overwritten by that of
+ * a later phase: then its own phase is on disk. Or its payload never came: then the record before
+ * it is in force, and the phase of that one is on disk.
+ */
 static int
 find_record(struct recovery *recovery, struct error *error)
 {
 	struct expunge_move *move = &recovery->move;
-	bool complete = true;
+	bool program = true;
+	bool payload = true;
+	bool written = false;
 
 	if (expunge_journal_load(&move->journal, &recovery->slots, error) != 0)
 		return -1;
 	move->record = recovery->slots.newest;
 	if (move->record.state != JOURNAL_VOID &&
-	    record_complete(recovery, &move->record, &complete, error) != 0)
+	    check_journal(recovery, &program, &payload, error) != 0)
 		return -1;
-	if (complete)
+	if (program && payload)
 		return 0;
-	move->record = recovery->slots.previous;
-	move->journal.slot = 1 - recovery->slots.newest_slot;
 	recovery->payload_lost = true;
+	if (program && check_written(move, &written, error) != 0)
+		return -1;
+	if (!written) {
+		move->record = recovery->slots.previous;
+		move->journal.slot = 1 - recovery->slots.newest_slot;
+	}
 	return 0;
 }
 
@@ -170,7 +202,7 @@ load_plan(struct recovery *recovery, struct error *error)
 		if (!intact)
 			return error_set(error, ERROR_FORMAT, "damaged plan in the " JOURNAL_WHAT);
 		if (expunge_program_decode(recovery->program, record->program_size,
-					   record->program_count, plan, error) != 0)
+			record->program_count, plan, error) != 0)
 			return -1;
 	} else {
 		plan->segments = calloc(1, sizeof *plan->segments);
@@ -222,20 +254,6 @@ out:
 	return result;
 }
 
-/* Whether the phase of the record in force stands in the spool, mark and all. */
-static int
-check_written(const struct expunge_move *move, bool *ours_out, struct error *error)
-{
-	const struct expunge_record *record = &move->record;
-	uint64_t hash;
-
-	if (expunge_hash_spool(move, record->done, record->end + record->mark_length - record->done,
-			       &hash, error) != 0)
-		return -1;
-	*ours_out = hash == record->output_hash;
-	return 0;
-}
-
 static int
 check_source(struct expunge_move *move, bool *ours_out, struct error *error)
 {
@@ -257,8 +275,8 @@ mark_stands(const struct expunge_move *move, uint64_t size, bool *stands_out, st
 
 	if (length > record->mark_length)
 		length = record->mark_length;
-	if (store_read(move->io, move->spool_fd, mark, length, (off_t)record->end, SPOOL_WHAT,
-		       error) != 0)
+	if (store_read(
+		move->io, move->spool_fd, mark, length, (off_t)record->end, SPOOL_WHAT, error) != 0)
 		return -1;
 	*stands_out = length > 0 && memcmp(mark, record->mark, length) == 0;
 	return 0;
@@ -310,8 +328,8 @@ check_anchors(const struct recovery *recovery, bool *ours_out, struct error *err
 	uint64_t high_hash = record->high_hash;
 
 	if (record->state == JOURNAL_CUT) {
-		if (expunge_hash_spool(&recovery->move, record->done - low, low, &low_hash,
-				       error) != 0)
+		if (expunge_hash_spool(
+			&recovery->move, record->done - low, low, &low_hash, error) != 0)
 			return -1;
 	} else if (expunge_anchors(&recovery->move, record, &low_hash, &high_hash, error) != 0) {
 		return -1;
@@ -371,8 +389,8 @@ prove(struct recovery *recovery, struct error *error)
 	if (anchored && check_phase(recovery, &phase, error) != 0)
 		return -1;
 	if (anchored && phase && move->record.program_size > 0 && recovery->progress != SPOOL_CUT &&
-	    expunge_check_boundaries(move, expunge_source_of(move, move->record.end), &boundaries,
-				     error) != 0)
+	    expunge_check_boundaries(
+		move, expunge_source_of(move, move->record.end), &boundaries, error) != 0)
 		return -1;
 	if (!anchored || !phase || !boundaries)
 		recovery->progress = SPOOL_FOREIGN;
@@ -393,11 +411,11 @@ confirm(struct recovery *recovery, struct error *error)
 
 	if (record->program_size > 0 &&
 	    store_write(move->io, move->journal.fd, recovery->program, record->program_size,
-			JOURNAL_PROGRAM_OFFSET, JOURNAL_WHAT, error) != 0)
+		JOURNAL_PROGRAM_OFFSET, JOURNAL_WHAT, error) != 0)
 		return -1;
 	if (record->state == JOURNAL_IMAGE && !recovery->payload_lost &&
 	    store_write(move->io, move->journal.fd, move->buffer, expunge_payload_size(record),
-			(off_t)offset, JOURNAL_WHAT, error) != 0)
+		(off_t)offset, JOURNAL_WHAT, error) != 0)
 		return -1;
 	return expunge_journal_confirm(&move->journal, record, error);
 }
@@ -454,8 +472,7 @@ recover(struct recovery *recovery, enum expunge_recovery *result_out, struct err
 
 int
 expunge_recover_limited(const struct store_io *io, int spool_fd, int journal_fd,
-			const struct expunge_limits *limits, enum expunge_recovery *result_out,
-			struct error *error)
+    const struct expunge_limits *limits, enum expunge_recovery *result_out, struct error *error)
 {
 	struct recovery recovery = {
 		.move = {
@@ -478,8 +495,8 @@ expunge_recover_limited(const struct store_io *io, int spool_fd, int journal_fd,
 
 int
 expunge_recover(const struct store_io *io, int spool_fd, int journal_fd,
-		enum expunge_recovery *result_out, struct error *error)
+    enum expunge_recovery *result_out, struct error *error)
 {
-	return expunge_recover_limited(io, spool_fd, journal_fd, &expunge_default_limits,
-				       result_out, error);
+	return expunge_recover_limited(
+	    io, spool_fd, journal_fd, &expunge_default_limits, result_out, error);
 }

@@ -45,9 +45,10 @@ struct dot_lock {
  * else MAILLOCK_OK. A lock older than DOT_LOCK_STALE_SECONDS whose process does not live here (a
  * PID of this host only ever prolongs it; other PID name spaces are unknown to us) is renamed aside
  * under a random name, checked to be still the stale one, removed, and creation tried again: two
- * takers cannot both win and a live lock is never removed. A symbolic link, a directory, or a file
- * with several links under that name is ERROR_DENIED. *stale_out tells that a stale lock was
- * taken over. no_atomic_open: make a private file and link(2) it to the name (NFS).
+ * takers cannot both win and a live lock is never removed. A symbolic link, a directory, a stale
+ * file too big for a lock, or a file with several links under that name is ERROR_DENIED (two links
+ * for the seconds that a link(2) locker needs are ERROR_LOCKED). *stale_out tells that a stale lock
+ * was taken over. Where there is no space for the content, the lock is empty but holds. no_atomic_open: make a private file and link(2) it to the name (NFS).
  */
 int dot_lock_try(int directory_fd, const char *name, bool no_atomic_open, struct dot_lock *lock_out,
     bool *stale_out, enum maillock_error *maillock_out, struct error *error);
@@ -87,7 +88,10 @@ int session_lock_try(int directory_fd, const char *name, uid_t uid, gid_t gid, i
  */
 int session_lock_check(int directory_fd, const char *name, int fd, struct error *error);
 
-/* Remove the name if it still leads to fd's file (and it is empty). The caller closes fd after. */
+/*
+ * Remove the name if it leads to fd's file; ERROR_CHANGED when it does not, ERROR_DENIED when the
+ * file is not empty. The caller closes fd after.
+ */
 int session_lock_remove(int directory_fd, const char *name, int fd, struct error *error);
 
 /*

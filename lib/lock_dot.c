@@ -31,7 +31,7 @@
 #define START_TOLERANCE_SECONDS 5    /* between the clock of the files and that of processes */
 #define WANTED_STATX                                                                               \
 	(STATX_TYPE | STATX_NLINK | STATX_MTIME | STATX_CTIME | STATX_INO | STATX_SIZE |           \
-	 STATX_BTIME)
+	    STATX_BTIME)
 
 /* One try, as the functions below hand it on. */
 struct attempt {
@@ -144,27 +144,12 @@ write_owner(int fd)
 	return 0;
 }
 
-static int
-complete_file(int fd, struct statx *status_out)
-{
-	int saved;
-
-	if (write_owner(fd) == -1 || look_at_descriptor(fd, status_out) == -1) {
-		saved = errno;
-		close(fd);
-		errno = saved;
-		return -1;
-	}
-	if (close(fd) == -1 && errno != ENOSPC && errno != EDQUOT) /* NFS writes here */
-		return -1;
-	return 0;
-}
-
 static enum outcome
 create_file(const struct attempt *attempt, const char *name, struct statx *status_out)
 {
 	int fd = openat(attempt->directory_fd, name,
-			O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+	    O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+	bool complete;
 	int saved;
 
 	if (fd == -1 && errno == EEXIST)
@@ -173,9 +158,15 @@ create_file(const struct attempt *attempt, const char *name, struct statx *statu
 		return failed(attempt, MAILLOCK_NAME_TOO_LONG, "creating dot-lock");
 	if (fd == -1)
 		return failed(attempt, MAILLOCK_CANNOT_CREATE, "creating dot-lock");
-	if (complete_file(fd, status_out) == 0)
-		return TAKEN;
+	complete = write_owner(fd) == 0 && look_at_descriptor(fd, status_out) == 0;
 	saved = errno;
+	if (close(fd) == -1 && complete && errno != ENOSPC &&
+	    errno != EDQUOT) { /* NFS writes here */
+		complete = false;
+		saved = errno;
+	}
+	if (complete)
+		return TAKEN;
 	unlinkat(attempt->directory_fd, name, 0);
 	errno = saved;
 	return failed(attempt, MAILLOCK_CANNOT_WRITE_PID, "writing the process id into dot-lock");
@@ -216,8 +207,8 @@ link_private(const struct attempt *attempt, const struct private_file *file)
 		return OCCUPIED;
 	errno = link_errno != 0 ? link_errno : EIO;
 	return failed(attempt,
-		      errno == ENAMETOOLONG ? MAILLOCK_NAME_TOO_LONG : MAILLOCK_CANNOT_CREATE,
-		      "linking dot-lock");
+	    errno == ENAMETOOLONG ? MAILLOCK_NAME_TOO_LONG : MAILLOCK_CANNOT_CREATE,
+	    "linking dot-lock");
 }
 
 static enum outcome
@@ -368,15 +359,14 @@ put_back(const struct attempt *attempt, const char *aside)
 }
 
 static enum outcome
-replace_by_rename(const struct attempt *attempt, const struct private_file *file,
-		  const struct dot_lock *stale)
+replace_by_rename(
+    const struct attempt *attempt, const struct private_file *file, const struct dot_lock *stale)
 {
 	char aside[sizeof file->name];
 	int fd = attempt->directory_fd;
 
-	if (make_random_name(aside, sizeof aside) == -1)
-		return failed(attempt, MAILLOCK_OTHER, "random name for dot-lock");
-	if (renameat(fd, attempt->name, fd, aside) == -1)
+	if (make_random_name(aside, sizeof aside) == -1 ||
+	    renameat(fd, attempt->name, fd, aside) == -1)
 		return errno == ENOENT ? GONE
 				       : failed(attempt, MAILLOCK_OTHER, "renaming stale dot-lock");
 	if (!name_leads_to(fd, aside, stale))
@@ -388,8 +378,8 @@ replace_by_rename(const struct attempt *attempt, const struct private_file *file
 /* Afterwards our file has the name, and the stale one that of our file; at no instant is it free.
  */
 static enum outcome
-replace_by_exchange(const struct attempt *attempt, const struct private_file *file,
-		    const struct dot_lock *stale)
+replace_by_exchange(
+    const struct attempt *attempt, const struct private_file *file, const struct dot_lock *stale)
 {
 	int fd = attempt->directory_fd;
 
@@ -409,8 +399,8 @@ replace_by_exchange(const struct attempt *attempt, const struct private_file *fi
 
 /* Remove what is ours or stale, and nothing else whatever went wrong. */
 static void
-discard(int directory_fd, const char *name, const struct dot_lock *own,
-	const struct dot_lock *stale)
+discard(
+    int directory_fd, const char *name, const struct dot_lock *own, const struct dot_lock *stale)
 {
 	if (name_leads_to(directory_fd, name, own) || name_leads_to(directory_fd, name, stale))
 		unlinkat(directory_fd, name, 0);
@@ -419,7 +409,7 @@ discard(int directory_fd, const char *name, const struct dot_lock *own,
 /* With the flock held: the last look, by the clock of the file system, and the replacement. */
 static enum outcome
 replace_stale(const struct attempt *attempt, int stale_fd, const struct dot_lock *stale,
-	      struct dot_lock *lock_out)
+    struct dot_lock *lock_out)
 {
 	struct private_file file;
 	struct dot_lock own;
@@ -473,7 +463,7 @@ take_over(const struct attempt *attempt, const struct statx *found, struct dot_l
 
 int
 dot_lock_try(int directory_fd, const char *name, bool no_atomic_open, struct dot_lock *lock_out,
-	     bool *stale_out, enum maillock_error *maillock_out, struct error *error)
+    bool *stale_out, enum maillock_error *maillock_out, struct error *error)
 {
 	const struct attempt attempt = { directory_fd, name, no_atomic_open, maillock_out, error };
 	struct statx found;
@@ -533,27 +523,34 @@ lost(const char *name, struct error *error)
  */
 static int
 open_own_lock(int directory_fd, const char *name, const struct dot_lock *lock, int *fd_out,
-	      struct error *error)
+    struct error *error)
 {
 	struct statx status;
+	int result = 0;
 	int fd = open_lock(directory_fd, name);
 
 	if (fd == -1)
 		return errno == ENOENT || errno == ELOOP
 			   ? lost(name, error)
 			   : error_set_errno(error, errno, "opening dot-lock %s", name);
-	if (look_at_descriptor(fd, &status) == 0 && is_same(&status, lock) &&
-	    flock(fd, LOCK_EX | LOCK_NB) == 0 && name_leads_to(directory_fd, name, lock)) {
+	if (look_at_descriptor(fd, &status) == -1 || !is_same(&status, lock))
+		result = lost(name, error);
+	else if (flock(fd, LOCK_EX | LOCK_NB) == -1)
+		result = errno == EWOULDBLOCK
+			     ? lost(name, error)
+			     : error_set_errno(error, errno, "locking dot-lock %s", name);
+	else if (!name_leads_to(directory_fd, name, lock))
+		result = lost(name, error);
+	if (result == 0)
 		*fd_out = fd;
-		return 0;
-	}
-	close(fd);
-	return lost(name, error);
+	else
+		close(fd);
+	return result;
 }
 
 int
-dot_lock_refresh(int directory_fd, const char *name, const struct dot_lock *lock,
-		 struct error *error)
+dot_lock_refresh(
+    int directory_fd, const char *name, const struct dot_lock *lock, struct error *error)
 {
 	int result = 0;
 	int fd;
@@ -567,8 +564,8 @@ dot_lock_refresh(int directory_fd, const char *name, const struct dot_lock *lock
 }
 
 int
-dot_lock_release(int directory_fd, const char *name, const struct dot_lock *lock,
-		 struct error *error)
+dot_lock_release(
+    int directory_fd, const char *name, const struct dot_lock *lock, struct error *error)
 {
 	struct statx status;
 	int result = 0;
@@ -583,7 +580,7 @@ dot_lock_release(int directory_fd, const char *name, const struct dot_lock *lock
 		return lost(name, error);
 	/* Nobody takes over a lock of that age; only an older one must be guarded meanwhile. */
 	if ((is_older(&status, now, DOT_LOCK_STALE_SECONDS / 2) ||
-	     status.stx_mtime.tv_sec > now + 1) &&
+		status.stx_mtime.tv_sec > now + 1) &&
 	    open_own_lock(directory_fd, name, lock, &fd, error) == -1)
 		return -1;
 	if (unlinkat(directory_fd, name, 0) == -1)

@@ -30,8 +30,8 @@ not_openable(const char *name, struct error *error)
 		return error_set(error, ERROR_DENIED, "session file %s is a symbolic link", name);
 	case ENXIO:
 	case EISDIR:
-		return error_set(error, ERROR_DENIED, "session file %s is not a regular file",
-				 name);
+		return error_set(
+		    error, ERROR_DENIED, "session file %s is not a regular file", name);
 	default:
 		return error_set_errno(error, errno, "opening session file %s", name);
 	}
@@ -60,8 +60,7 @@ check_content(const struct stat *status, const char *name, struct error *error)
 {
 	if (status->st_size == 0)
 		return 0;
-	return error_set(
-	    error, ERROR_DENIED,
+	return error_set(error, ERROR_DENIED,
 	    "session file %s holds mail of an earlier session: fold it back with spoolfix", name);
 }
 
@@ -69,28 +68,28 @@ static int
 check_file(const struct stat *status, uid_t uid, const char *name, struct error *error)
 {
 	if (!S_ISREG(status->st_mode))
-		return error_set(error, ERROR_DENIED, "session file %s is not a regular file",
-				 name);
+		return error_set(
+		    error, ERROR_DENIED, "session file %s is not a regular file", name);
 	if (status->st_nlink != 1)
 		return error_set(error, ERROR_DENIED, "session file %s has several links", name);
 	if (status->st_uid != uid && status->st_uid != 0)
 		return error_set(error, ERROR_DENIED, "session file %s belongs to uid %u", name,
-				 (unsigned)status->st_uid);
+		    (unsigned)status->st_uid);
 	return check_content(status, name, error);
 }
 
 /* Check what was locked, and give a file of root's, which is what we created, to its user. */
 static int
-accept_file(int fd, const struct stat *status, const char *name, uid_t uid, gid_t gid,
-	    struct error *error)
+accept_file(
+    int fd, const struct stat *status, const char *name, uid_t uid, gid_t gid, struct error *error)
 {
 	bool has_owner = uid != (uid_t)-1;
 
 	if (check_file(status, has_owner ? uid : geteuid(), name, error) == -1)
 		return -1;
 	if (has_owner && status->st_uid != uid && fchown(fd, uid, gid) == -1)
-		return error_set_errno(error, errno, "giving session file %s to uid %u", name,
-				       (unsigned)uid);
+		return error_set_errno(
+		    error, errno, "giving session file %s to uid %u", name, (unsigned)uid);
 	return 0;
 }
 
@@ -101,8 +100,8 @@ lock_file(int fd, const char *name, bool *needs_writable_out, struct error *erro
 	if (flock(fd, LOCK_EX | LOCK_NB) == 0)
 		return 0;
 	if (errno == EWOULDBLOCK)
-		return error_set(error, ERROR_LOCKED, "session file %s: another session is active",
-				 name);
+		return error_set(
+		    error, ERROR_LOCKED, "session file %s: another session is active", name);
 	*needs_writable_out = errno == EBADF;
 	return error_set_errno(error, errno, "locking session file %s", name);
 }
@@ -110,7 +109,7 @@ lock_file(int fd, const char *name, bool *needs_writable_out, struct error *erro
 /* Whether the name leads to the file; *status_out is that of the descriptor. */
 static int
 compare(int directory_fd, const char *name, int fd, struct stat *status_out, bool *same_out,
-	struct error *error)
+    struct error *error)
 {
 	struct stat named;
 
@@ -126,8 +125,8 @@ compare(int directory_fd, const char *name, int fd, struct stat *status_out, boo
 }
 
 int
-session_lock_try(int directory_fd, const char *name, uid_t uid, gid_t gid, int *fd_out,
-		 struct error *error)
+session_lock_try(
+    int directory_fd, const char *name, uid_t uid, gid_t gid, int *fd_out, struct error *error)
 {
 	int access = O_RDONLY;
 	bool needs_writable, same;

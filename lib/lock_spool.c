@@ -28,8 +28,8 @@ spool_lock_try(int fd, bool exclusive, bool network, struct error *error)
 
 	if (set_record_lock(fd, exclusive ? F_WRLCK : F_RDLCK) == -1) {
 		if (errno == EAGAIN || errno == EACCES)
-			return error_set(error, ERROR_LOCKED,
-					 "another process has the spool locked");
+			return error_set(
+			    error, ERROR_LOCKED, "another process has the spool locked");
 		return error_set_errno(error, errno, "fcntl lock of the spool");
 	}
 	/* On network file systems flock is itself made of fcntl locks. */

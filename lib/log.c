@@ -204,7 +204,7 @@ finish_line(struct record *record)
 
 static void __attribute__((format(printf, 5, 0)))
 write_record(struct log *log, enum log_level level, const struct log_field *fields,
-	     size_t field_count, const char *format, va_list arguments)
+    size_t field_count, const char *format, va_list arguments)
 {
 	struct record record;
 	bool has_fields = field_count != 0 || log->dropped != 0;
@@ -235,7 +235,7 @@ log_write(struct log *log, enum log_level level, const char *format, ...)
 
 void
 log_write_fields(struct log *log, enum log_level level, const struct log_field *fields,
-		 size_t field_count, const char *format, ...)
+    size_t field_count, const char *format, ...)
 {
 	va_list arguments;
 

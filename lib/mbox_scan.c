@@ -259,6 +259,9 @@ feed_line(struct mbox_scanner *scanner, const char *bytes, size_t size, size_t *
 		return 0;
 	}
 	*used_out = hold_line(scanner, bytes, size);
+	if (scanner->count == 0 && scanner->held_size < sizeof scanner->held &&
+	    scanner->held[scanner->held_size - 1] != '\n')
+		return 0; /* an error will show it: the same one however the bytes are cut */
 	verdict = judge_line(scanner->held, scanner->held_size);
 	if (verdict == UNDECIDED)
 		return 0;

@@ -160,12 +160,12 @@ static int
 wrong(const struct loading *loading, const char *what, const char *value)
 {
 	return error_set(loading->error, ERROR_FORMAT, "%s:%zu: %s%.80s", loading->path,
-			 loading->line, what, value);
+	    loading->line, what, value);
 }
 
 static int
 parse_id(const struct loading *loading, const char *text, const char *what, uint32_t default_id,
-	 uint32_t *id_out)
+    uint32_t *id_out)
 {
 	uint64_t id = 0;
 
@@ -187,7 +187,7 @@ static const char *
 skip_scheme(const char *hash)
 {
 	static const char *const schemes[] = { "{CRYPT}", "{SHA512-CRYPT}", "{SHA256-CRYPT}",
-					       "{BLF-CRYPT}", "{MD5-CRYPT}" };
+		"{BLF-CRYPT}", "{MD5-CRYPT}" };
 
 	for (size_t index = 0; index < sizeof schemes / sizeof schemes[0]; index++)
 		if (strncmp(hash, schemes[index], strlen(schemes[index])) == 0)
@@ -206,8 +206,8 @@ parse_hash(const struct loading *loading, const char *text, struct passwd_file_u
 		return wrong(loading, "password hash is too long", "");
 	for (const char *octet = hash; *octet != '\0'; octet++)
 		if (*octet <= ' ' || *octet > '~')
-			return wrong(loading,
-				     "password hash contains an octet that crypt(5) has not", "");
+			return wrong(
+			    loading, "password hash contains an octet that crypt(5) has not", "");
 	user->hash = loading->with_hashes ? keep_string(loading->file, hash) : NULL;
 	return 0;
 }
@@ -287,7 +287,7 @@ parse_line(const struct loading *loading, char *line)
 			return wrong(loading, "control octet in the line", "");
 	for (size_t index = 0; index < FIELD_COUNT - 1; index++) {
 		fields[index] = strsep(&rest, ":");
-		if (fields[index] == NULL && index < 2)
+		if (index < 2 && fields[index] == NULL)
 			return wrong(loading, "want name:hash:uid:gid:gecos:home:shell:fields", "");
 		if (fields[index] == NULL)
 			fields[index] = nothing;
@@ -346,7 +346,7 @@ check_file(const struct stat *status, const char *path, struct error *error)
 		return error_set(error, ERROR_DENIED, "%s: not a regular file", path);
 	if (status->st_mode & (S_IWGRP | S_IWOTH))
 		return error_set(error, ERROR_DENIED, "%s: writable by group or others (mode %04o)",
-				 path, (unsigned)(status->st_mode & 07777));
+		    path, (unsigned)(status->st_mode & 07777));
 	if ((uint64_t)status->st_size > FILE_SIZE_MAX)
 		return error_set(error, ERROR_LIMIT, "%s: bigger than 64 MiB", path);
 	return 0;
@@ -389,7 +389,7 @@ load_text(struct loading *loading, const struct text *text, const struct stat *s
 
 int
 passwd_file_load_fd(int fd, const char *path, bool with_hashes, uid_t default_uid,
-		    gid_t default_gid, struct passwd_file **file_out, struct error *error)
+    gid_t default_gid, struct passwd_file **file_out, struct error *error)
 {
 	struct loading loading = { path, 0, with_hashes, default_uid, default_gid, NULL, error };
 	struct stat status;
@@ -416,7 +416,7 @@ passwd_file_load_fd(int fd, const char *path, bool with_hashes, uid_t default_ui
 
 int
 passwd_file_load(const char *path, bool with_hashes, uid_t default_uid, gid_t default_gid,
-		 struct passwd_file **file_out, struct error *error)
+    struct passwd_file **file_out, struct error *error)
 {
 	int result;
 	int fd = open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);

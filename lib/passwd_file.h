@@ -3,10 +3,13 @@
  *
  *   name:hash:uid:gid:gecos:home:shell:fields
  *
- * hash is a crypt(5) string, optionally with "{CRYPT}" in front; "!" or "*" at its start locks the
- * account and an empty one never matches. uid and gid may be empty in an unprivileged run (then
- * they are those of the process). fields: blank-separated, of which "maildrop=PATH" names the
- * spool (absolute; default spool-dir/name). Empty lines and lines that begin with "#" are skipped.
+ * hash is a crypt(5) string, optionally with "{CRYPT}" or Dovecot's name of one of its kinds
+ * ("{SHA512-CRYPT}", "{SHA256-CRYPT}", "{BLF-CRYPT}", "{MD5-CRYPT}") in front; "!" or "*" at its
+ * start locks the account and an empty one never matches. uid and gid may be empty in an
+ * unprivileged run (then they are those of the process). fields: blank-separated, of which
+ * "maildrop=PATH" names the spool (absolute; default spool-dir/name); other words are those of
+ * Dovecot and ignored. Fields that are missing at the end of a line are empty. Empty lines and lines
+ * that begin with "#" are skipped.
  */
 #ifndef QPOPPER_LIB_PASSWD_FILE_H
 #define QPOPPER_LIB_PASSWD_FILE_H

@@ -60,11 +60,11 @@ static int
 check_path(const char *path, const char *what, struct error *error)
 {
 	if (path[0] != '/')
-		return error_set(error, ERROR_FORMAT, "%s \"%s\" is not an absolute path", what,
-				 path);
+		return error_set(
+		    error, ERROR_FORMAT, "%s \"%s\" is not an absolute path", what, path);
 	if (has_dots_component(path))
-		return error_set(error, ERROR_DENIED, "%s \"%s\" contains \".\" or \"..\"", what,
-				 path);
+		return error_set(
+		    error, ERROR_DENIED, "%s \"%s\" contains \".\" or \"..\"", what, path);
 	return 0;
 }
 
@@ -76,8 +76,7 @@ put_directory(char *out, const char *path, size_t length, struct error *error)
 		length--;
 	if (length > SPOOL_DIRECTORY_MAX)
 		return error_set(error, ERROR_LIMIT,
-				 "directory of more than %d bytes: \"%.100s...\"",
-				 SPOOL_DIRECTORY_MAX, path);
+		    "directory of more than %d bytes: \"%.100s...\"", SPOOL_DIRECTORY_MAX, path);
 	memcpy(out, path, length);
 	out[length] = '\0';
 	return 0;
@@ -93,12 +92,12 @@ put_spool_name(struct spool_names *names, const char *file, struct error *error)
 		return error_set(error, ERROR_FORMAT, "maildrop path has no file name");
 	if (length > SPOOL_NAME_MAX - suffix)
 		return error_set(error, ERROR_LIMIT,
-				 "maildrop name of more than %zu bytes: \"%.100s...\"",
-				 SPOOL_NAME_MAX - suffix, file);
+		    "maildrop name of more than %zu bytes: \"%.100s...\"", SPOOL_NAME_MAX - suffix,
+		    file);
 	/* It would be the dot-lock of another maildrop, and removed when it looks stale. */
 	if (length >= suffix && strcmp(file + length - suffix, DOT_LOCK_SUFFIX) == 0)
-		return error_set(error, ERROR_DENIED, "maildrop name \"%s\" is that of a dot-lock",
-				 file);
+		return error_set(
+		    error, ERROR_DENIED, "maildrop name \"%s\" is that of a dot-lock", file);
 	memcpy(names->spool, file, length + 1);
 	memcpy(names->dot_lock, file, length);
 	memcpy(names->dot_lock + length, DOT_LOCK_SUFFIX, suffix + 1);
@@ -107,14 +106,14 @@ put_spool_name(struct spool_names *names, const char *file, struct error *error)
 
 static int
 place_spool(struct spool_names *names, const char *spool_directory, const char *maildrop,
-	    const char *user, struct error *error)
+    const char *user, struct error *error)
 {
 	const char *slash;
 
 	if (maildrop[0] == '\0') {
 		if (check_path(spool_directory, "spool directory", error) == -1 ||
-		    put_directory(names->directory, spool_directory, strlen(spool_directory),
-				  error) == -1)
+		    put_directory(
+			names->directory, spool_directory, strlen(spool_directory), error) == -1)
 			return -1;
 		return put_spool_name(names, user, error);
 	}
@@ -122,14 +121,14 @@ place_spool(struct spool_names *names, const char *spool_directory, const char *
 		return -1;
 	slash = strrchr(maildrop, '/');
 	if (put_directory(names->directory, maildrop,
-			  slash == maildrop ? 1 : (size_t)(slash - maildrop), error) == -1)
+		slash == maildrop ? 1 : (size_t)(slash - maildrop), error) == -1)
 		return -1;
 	return put_spool_name(names, slash + 1, error);
 }
 
 static int
-put_session_name(struct spool_names *names, const char *pattern, const char *user,
-		 struct error *error)
+put_session_name(
+    struct spool_names *names, const char *pattern, const char *user, struct error *error)
 {
 	const char *percent = strchr(pattern, '%');
 	int length;
@@ -137,19 +136,18 @@ put_session_name(struct spool_names *names, const char *pattern, const char *use
 	if (percent == NULL || percent[1] != 's' || strchr(percent + 2, '%') != NULL ||
 	    strchr(pattern, '/') != NULL)
 		return error_set(error, ERROR_FORMAT,
-				 "temp-name \"%s\" is not a file name with \"%%s\" exactly once",
-				 pattern);
+		    "temp-name \"%s\" is not a file name with \"%%s\" exactly once", pattern);
 	length = snprintf(names->session, sizeof names->session, "%.*s%s%s",
-			  (int)(percent - pattern), pattern, user, percent + 2);
+	    (int)(percent - pattern), pattern, user, percent + 2);
 	if (length < 0 || (size_t)length >= sizeof names->session)
-		return error_set(error, ERROR_LIMIT, "session file name of more than %d bytes",
-				 SPOOL_NAME_MAX);
+		return error_set(
+		    error, ERROR_LIMIT, "session file name of more than %d bytes", SPOOL_NAME_MAX);
 	return 0;
 }
 
 static int
 place_session(struct spool_names *names, const char *temp_directory, const char *temp_name,
-	      const char *user, struct error *error)
+    const char *user, struct error *error)
 {
 	if (temp_directory[0] == '\0')
 		temp_directory = names->directory;
@@ -162,8 +160,7 @@ place_session(struct spool_names *names, const char *temp_directory, const char 
 
 int
 spool_names_make(const char *spool_directory, const char *maildrop, const char *temp_directory,
-		 const char *temp_name, const char *user, struct spool_names *names_out,
-		 struct error *error)
+    const char *temp_name, const char *user, struct spool_names *names_out, struct error *error)
 {
 	if (!spool_user_name_valid(user))
 		return error_set(error, ERROR_DENIED, "user name cannot become a file name");
@@ -173,8 +170,7 @@ spool_names_make(const char *spool_directory, const char *maildrop, const char *
 	if (strcmp(names_out->session, names_out->spool) == 0 ||
 	    strcmp(names_out->session, names_out->dot_lock) == 0)
 		return error_set(error, ERROR_DENIED,
-				 "temp-name \"%s\" makes the session file the maildrop or its lock",
-				 temp_name);
+		    "temp-name \"%s\" makes the session file the maildrop or its lock", temp_name);
 	return 0;
 }
 
@@ -266,8 +262,8 @@ kind_of(mode_t mode)
 static int
 not_regular(const char *name, mode_t mode, struct error *error)
 {
-	return error_set(error, ERROR_DENIED, "spool %s is %s, not a regular file", name,
-			 kind_of(mode));
+	return error_set(
+	    error, ERROR_DENIED, "spool %s is %s, not a regular file", name, kind_of(mode));
 }
 
 /* O_NOATIME is refused to those who do not own the file. */
@@ -298,8 +294,8 @@ explain_open(int directory_fd, const char *name, struct error *error)
 			return not_regular(name, status.st_mode, error);
 		break;
 	case EWOULDBLOCK:
-		return error_set(error, ERROR_LOCKED, "another process has a lease on spool %s",
-				 name);
+		return error_set(
+		    error, ERROR_LOCKED, "another process has a lease on spool %s", name);
 	default:
 		break;
 	}
@@ -319,13 +315,13 @@ check_opened(int fd, const char *name, struct error *error)
 		return error_set(error, ERROR_CHANGED, "spool %s was replaced meanwhile", name);
 	if (status.st_nlink != 1)
 		return error_set(error, ERROR_DENIED, "spool %s has %ju links", name,
-				 (uintmax_t)status.st_nlink);
+		    (uintmax_t)status.st_nlink);
 	return 0;
 }
 
 int
 spool_open(int directory_fd, const char *name, bool writable, bool *exists_out, int *fd_out,
-	   struct error *error)
+    struct error *error)
 {
 	int fd = open_quietly(directory_fd, name, writable ? O_RDWR : O_RDONLY);
 

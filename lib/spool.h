@@ -59,7 +59,8 @@ bool spool_user_name_valid(const char *name);
  * Split an absolute maildrop path (or spool_directory/user where maildrop is empty) into names,
  * and build the session file's name from temp_name, in which "%s" stands exactly once, in
  * temp_directory (the spool's own directory where that is empty). Refuses what is too long, not
- * absolute, or has a "." or ".." component.
+ * absolute, has a "." or ".." component, ends in ".lock" (another maildrop's dot-lock), or makes
+ * the session file the spool or its dot-lock.
  */
 int spool_names_make(const char *spool_directory, const char *maildrop, const char *temp_directory,
     const char *temp_name, const char *user, struct spool_names *names_out, struct error *error);
@@ -82,8 +83,9 @@ int spool_open_directory(const char *path, int *fd_out, struct error *error);
 /*
  * Open the spool name in directory_fd with the rights of the calling process: O_RDONLY, or O_RDWR
  * when writable; O_NOFOLLOW, O_NONBLOCK, O_CLOEXEC, O_NOATIME where permitted. It must be a regular
- * file with one link (ERROR_DENIED otherwise, text tells what it is). *exists_out is false, *fd_out
- * -1 and the return 0 when there is no such file: an empty maildrop.
+ * file with one link (ERROR_DENIED otherwise, text tells what it is; ERROR_LOCKED for a lease,
+ * ERROR_CHANGED when it was replaced during the call). *exists_out is false, *fd_out -1 and the
+ * return 0 when there is no such file: an empty maildrop.
  */
 int spool_open(int directory_fd, const char *name, bool writable, bool *exists_out, int *fd_out,
     struct error *error);

@@ -240,7 +240,8 @@ lock_on_full_disk(int no_atomic_open)
 	struct dot_lock lock;
 	int fd;
 
-	if (unshare(CLONE_NEWNS) == -1 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == -1 ||
+	if (unshare(CLONE_NEWNS) == -1 ||
+	    mount("none", "/", "none", MS_REC | MS_PRIVATE, NULL) == -1 ||
 	    mount("none", base, "tmpfs", 0, "size=64k") == -1 || chdir(base) == -1)
 		return 2;
 	directory = open(".", O_RDONLY | O_DIRECTORY);

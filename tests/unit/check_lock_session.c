@@ -181,7 +181,7 @@ forbid_creation(void)
 
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == -1)
 		return -1;
-	return (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program);
+	return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program);
 }
 
 static int
@@ -437,7 +437,7 @@ spool_tests(void)
 	TCase *tests = tcase_create("kernel locks");
 
 	tcase_add_loop_test(tests, spool_lock_is_refused_while_another_holds_one,
-			    FOREIGN_FCNTL_WRITE, FOREIGN_FLOCK_SHARED + 1);
+	    FOREIGN_FCNTL_WRITE, FOREIGN_FLOCK_SHARED + 1);
 	tcase_add_test(tests, half_a_spool_lock_is_not_kept);
 	tcase_add_test(tests, spool_lock_keeps_others_out_until_unlocked);
 	tcase_add_test(tests, spool_lock_stays_with_a_duplicate);

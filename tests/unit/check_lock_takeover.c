@@ -45,7 +45,7 @@ call_once(void (**hook)(void))
 /* These stand before those of the C library. */
 int
 renameat2(int old_directory, const char *old_name, int new_directory, const char *new_name,
-	  unsigned flags)
+    unsigned flags)
 {
 	int result;
 
@@ -292,8 +292,8 @@ main(void)
 	tcase_add_loop_test(tests, fresh_lock_taken_by_mistake_is_put_back, 0, 2);
 	tcase_add_test(tests, putting_back_never_overwrites_a_newer_lock);
 	tcase_add_test(tests, creator_who_was_quicker_than_the_taker_keeps_the_lock);
-	tcase_add_loop_test(tests, lock_that_is_released_during_the_take_over_is_created_anew, 0,
-			    2);
+	tcase_add_loop_test(
+	    tests, lock_that_is_released_during_the_take_over_is_created_anew, 0, 2);
 	tcase_add_test(tests, file_system_without_exchange_is_served_by_rename);
 	tcase_add_loop_test(tests, exactly_one_of_many_takers_wins_each_round, 0, 2);
 	tcase_add_test(tests, fresh_lock_that_replaced_the_stale_one_is_never_removed);

@@ -103,9 +103,8 @@ END_TEST
 
 START_TEST(record_arrives_as_it_was_written)
 {
-	const struct log_field fields[] = { { "USER", "fred" },
-					    { "HOST", "a b\r\n\xff" },
-					    { "X2", "" } };
+	const struct log_field fields[] = { { "USER", "fred" }, { "HOST", "a b\r\n\xff" },
+		{ "X2", "" } };
 
 	connect_log(_i == 0 ? SOCK_DGRAM : SOCK_SEQPACKET);
 	log_write_fields(&log_handle, LOG_LEVEL_NOTICE, fields, 3, "login of %s\n%d", "fred", 7);
@@ -270,8 +269,8 @@ START_TEST(standard_error_gets_one_line)
 	log_write(&log_handle, LOG_LEVEL_NOTICE, "started %s", "well\n");
 	ck_assert_str_eq(read_line(fd), "notice monitor: started well\\012\n");
 	log_write_fields(&log_handle, LOG_LEVEL_WARNING, fields, 2, "probe");
-	ck_assert_str_eq(read_line(fd),
-			 "warning monitor: probe USER=fred HOST=x\\040y\\012UID=0\n");
+	ck_assert_str_eq(
+	    read_line(fd), "warning monitor: probe USER=fred HOST=x\\040y\\012UID=0\n");
 	log_write(&log_handle, LOG_LEVEL_ERROR, "e");
 	ck_assert_str_eq(read_line(fd), "error monitor: e\n");
 	log_write(&log_handle, LOG_LEVEL_INFO, "i");
@@ -433,8 +432,8 @@ START_TEST(hostile_datagrams_stay_inside_their_bounds)
 		memcpy(bytes, scratch, size);
 		if (log_record_decode(bytes, size, &record)) {
 			accepted++;
-			ck_assert(record.level >= LOG_LEVEL_ERROR &&
-				  record.level <= LOG_LEVEL_DEBUG);
+			ck_assert(
+			    record.level >= LOG_LEVEL_ERROR && record.level <= LOG_LEVEL_DEBUG);
 			assert_string_inside(record.process, bytes, size);
 			assert_string_inside(record.text, bytes, size);
 			ck_assert_uint_le(record.field_count, LOG_FIELDS_MAX);

@@ -29,8 +29,8 @@ make_base(void)
 {
 	const char *parent = getenv("TMPDIR");
 
-	snprintf(base, sizeof base, "%s/check_passwd_file.XXXXXX",
-		 parent != NULL ? parent : "/tmp");
+	snprintf(
+	    base, sizeof base, "%s/check_passwd_file.XXXXXX", parent != NULL ? parent : "/tmp");
 	if (mkdtemp(base) == NULL)
 		abort();
 }
@@ -81,7 +81,7 @@ START_TEST(users_with_all_and_with_few_fields)
 			      "b.rubble:{SHA512-CRYPT}$6$a$b:3:4:::\n"
 			      "locked:!$6$a$b:5:6:g\xc3\xbc:h:s:\n"
 			      "empty::7:8"),
-			 0);
+	    0);
 	ck_assert_uint_eq(passwd_file_count(file), 5);
 	user = passwd_file_find(file, "fred");
 	ck_assert_str_eq(user->name, "fred");
@@ -108,8 +108,8 @@ START_TEST(empty_ids_take_the_defaults)
 {
 	put_bytes("fred:x::\nwilma:x:1:\n", 20);
 	ck_assert_int_eq(passwd_file_load("users", true, 77, 88, &file, &error), 0);
-	ck_assert(passwd_file_find(file, "fred")->uid == 77 &&
-		  passwd_file_find(file, "fred")->gid == 88);
+	ck_assert(
+	    passwd_file_find(file, "fred")->uid == 77 && passwd_file_find(file, "fred")->gid == 88);
 	ck_assert(passwd_file_find(file, "wilma")->uid == 1);
 	passwd_file_free(file);
 }
@@ -425,8 +425,8 @@ main(void)
 	tcase_add_test(tests, users_with_all_and_with_few_fields);
 	tcase_add_test(tests, empty_ids_take_the_defaults);
 	tcase_add_test(tests, empty_file_has_no_user);
-	tcase_add_loop_test(tests, errors_name_file_line_and_fault, 0,
-			    sizeof wrong_lines / sizeof wrong_lines[0]);
+	tcase_add_loop_test(
+	    tests, errors_name_file_line_and_fault, 0, sizeof wrong_lines / sizeof wrong_lines[0]);
 	tcase_add_test(tests, nul_and_overlong_hash_are_errors);
 	tcase_add_test(tests, only_a_private_regular_file_is_read);
 	tcase_add_test(tests, limit_is_64_mebibytes);

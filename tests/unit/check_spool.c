@@ -119,15 +119,15 @@ END_TEST
 
 static int
 make(const char *spool_directory, const char *maildrop, const char *temp_directory,
-     const char *temp_name)
+    const char *temp_name)
 {
-	return spool_names_make(spool_directory, maildrop, temp_directory, temp_name, "fred",
-				&names, &error);
+	return spool_names_make(
+	    spool_directory, maildrop, temp_directory, temp_name, "fred", &names, &error);
 }
 
 static void
-assert_names(const char *directory_path, const char *spool, const char *temp_directory,
-	     const char *session)
+assert_names(
+    const char *directory_path, const char *spool, const char *temp_directory, const char *session)
 {
 	char dot_lock[SPOOL_NAME_MAX + 1];
 
@@ -174,8 +174,8 @@ START_TEST(names_that_lead_astray_are_refused)
 	assert_refused(make("/var/mail", "", "/tmp/..", ".%s.pop"), ERROR_DENIED);
 	ck_assert_int_eq(make("/var/mail", "/home/...", "", ".%s.pop"), 0);
 	ck_assert_int_eq(make("/var/mail", "/home/..fred", "", ".%s.pop"), 0);
-	assert_refused(spool_names_make("/var/mail", "", "", ".%s.pop", "../x", &names, &error),
-		       ERROR_DENIED);
+	assert_refused(
+	    spool_names_make("/var/mail", "", "", ".%s.pop", "../x", &names, &error), ERROR_DENIED);
 }
 END_TEST
 
@@ -430,7 +430,8 @@ look_at_tmpfs(void)
 	enum spool_filesystem filesystem;
 	int fd;
 
-	if (unshare(CLONE_NEWNS) == -1 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == -1 ||
+	if (unshare(CLONE_NEWNS) == -1 ||
+	    mount("none", "/", "none", MS_REC | MS_PRIVATE, NULL) == -1 ||
 	    mount("none", base, "tmpfs", 0, "size=64k") == -1)
 		return 2;
 	if (spool_open_directory(base, &fd, &error) == -1 ||

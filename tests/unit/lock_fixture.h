@@ -83,7 +83,7 @@ static inline void
 set_age(const char *name, time_t seconds)
 {
 	struct timespec times[2] = { { .tv_nsec = UTIME_OMIT },
-				     { .tv_sec = time(NULL) - seconds } };
+		{ .tv_sec = time(NULL) - seconds } };
 
 	ck_assert_int_eq(utimensat(AT_FDCWD, name, times, AT_SYMLINK_NOFOLLOW), 0);
 }

@@ -51,7 +51,7 @@ change_size(struct model_store *store, int number, size_t size, bool foreign)
 
 static void
 change_bytes(struct model_store *store, int number, const void *bytes, size_t size, size_t offset,
-	     bool foreign)
+    bool foreign)
 {
 	struct model_file *file = &store->files[number];
 
@@ -96,7 +96,7 @@ flush(struct model_store *store, int number)
 	for (size_t i = 0; i < store->change_count; i++)
 		written[i] = store->changes[i].file == number &&
 			     (store->changes[i].bytes == NULL ||
-			      block_is_dirty(store, number, store->changes[i].block));
+				 block_is_dirty(store, number, store->changes[i].block));
 	if (file->seen_size < file->durable_size)
 		memset(file->durable + file->seen_size, 0, file->durable_size - file->seen_size);
 	file->durable_size = file->seen_size;
@@ -110,7 +110,7 @@ flush(struct model_store *store, int number)
 		if (change->bytes == NULL)
 			continue;
 		memcpy(file->durable + change->block * MODEL_BLOCK,
-		       file->seen + change->block * MODEL_BLOCK, MODEL_BLOCK);
+		    file->seen + change->block * MODEL_BLOCK, MODEL_BLOCK);
 		free(change->bytes);
 	}
 	store->change_count = left;
@@ -135,13 +135,14 @@ model_append(struct model_store *store, const char *bytes, size_t size)
 
 /* The beginning of every operation: true if it is to fail. */
 static bool
-begin(struct model_store *store)
+begin(struct model_store *store, enum model_operation operation)
 {
 	unsigned number = store->operations++;
 
+	store->previous = store->operation;
+	store->operation = operation;
 	if (store->before != NULL)
 		store->before(store, store->argument);
-	store->last = MODEL_OTHER;
 	if (store->fault == MODEL_NO_FAULT || number < store->fault_from ||
 	    number >= store->fault_to)
 		return false;
@@ -150,13 +151,10 @@ begin(struct model_store *store)
 }
 
 static void
-end(struct model_store *store, bool changed)
+changed(struct model_store *store)
 {
-	int number = errno;
-
 	if (store->after != NULL)
-		store->after(store, changed, store->argument);
-	errno = number;
+		store->after(store, store->argument);
 }
 
 static ssize_t
@@ -164,14 +162,14 @@ model_pread(void *context, int fd, void *buffer, size_t size, off_t offset)
 {
 	struct model_store *store = context;
 	const struct model_file *file = &store->files[fd];
-	size_t start = lesser((size_t)offset, file->seen_size);
-	size_t got = lesser(size, file->seen_size - start);
+	size_t start;
+	size_t got;
 
-	if (begin(store))
+	if (begin(store, MODEL_READ))
 		return -1;
-	/* A hook may have appended, which moves nothing. */
+	start = lesser((size_t)offset, file->seen_size);
+	got = lesser(size, file->seen_size - start);
 	memcpy(buffer, file->seen + start, got);
-	end(store, false);
 	return (ssize_t)got;
 }
 
@@ -181,7 +179,7 @@ model_pwrite(void *context, int fd, const void *buffer, size_t size, off_t offse
 	struct model_store *store = context;
 	size_t half = size / 2 / MODEL_BLOCK * MODEL_BLOCK;
 
-	if (begin(store)) {
+	if (begin(store, MODEL_WRITE)) {
 		if (store->fault != MODEL_FAIL_SHORT || half == 0)
 			return -1;
 		/* The rest of it will be tried, and fails then. */
@@ -191,7 +189,7 @@ model_pwrite(void *context, int fd, const void *buffer, size_t size, off_t offse
 		size = half;
 	}
 	change_bytes(store, fd, buffer, size, (size_t)offset, false);
-	end(store, true);
+	changed(store);
 	return (ssize_t)size;
 }
 
@@ -200,10 +198,10 @@ model_ftruncate(void *context, int fd, off_t size)
 {
 	struct model_store *store = context;
 
-	if (begin(store))
+	if (begin(store, MODEL_TRUNCATE))
 		return -1;
 	change_size(store, fd, (size_t)size, false);
-	end(store, true);
+	changed(store);
 	return 0;
 }
 
@@ -212,7 +210,7 @@ model_fdatasync(void *context, int fd)
 {
 	struct model_store *store = context;
 
-	if (begin(store)) {
+	if (begin(store, MODEL_SYNC)) {
 		for (size_t i = 0; i < store->change_count; i++)
 			if (store->changes[i].file == fd)
 				store->changes[i].doubtful = true;
@@ -220,7 +218,7 @@ model_fdatasync(void *context, int fd)
 	}
 	store->syncs[fd]++;
 	flush(store, fd);
-	end(store, true);
+	changed(store);
 	return 0;
 }
 
@@ -229,7 +227,7 @@ model_fstat(void *context, int fd, struct stat *status)
 {
 	struct model_store *store = context;
 
-	if (begin(store))
+	if (begin(store, MODEL_STATUS))
 		return -1;
 	memset(status, 0, sizeof *status);
 	status->st_dev = 7;
@@ -237,9 +235,6 @@ model_fstat(void *context, int fd, struct stat *status)
 	status->st_mode = S_IFREG | 0600;
 	status->st_nlink = 1;
 	status->st_size = (off_t)store->files[fd].seen_size;
-	if (fd == MODEL_SPOOL)
-		store->last = MODEL_SPOOL_SIZE_READ;
-	end(store, false);
 	return 0;
 }
 
@@ -283,6 +278,28 @@ model_free(struct model_store *store)
 	for (size_t i = 0; i < store->change_count; i++)
 		free(store->changes[i].bytes);
 	free(store);
+}
+
+struct model_store *
+model_copy(const struct model_store *store)
+{
+	struct model_store *copy = malloc(sizeof *copy);
+
+	require(copy != NULL);
+	memcpy(copy, store, sizeof *copy);
+	copy->after = NULL;
+	copy->before = NULL;
+	copy->fault = MODEL_NO_FAULT;
+	for (size_t i = 0; i < copy->change_count; i++) {
+		const unsigned char *bytes = store->changes[i].bytes;
+
+		if (bytes == NULL)
+			continue;
+		copy->changes[i].bytes = malloc(MODEL_BLOCK);
+		require(copy->changes[i].bytes != NULL);
+		memcpy(copy->changes[i].bytes, bytes, MODEL_BLOCK);
+	}
+	return copy;
 }
 
 static size_t
@@ -339,8 +356,8 @@ model_after_crash(const struct model_store *store, const struct model_crash *cra
 		if (!kept && change->foreign)
 			*whole_out = false;
 		if (kept && change->bytes != NULL)
-			memcpy(file->seen + change->block * MODEL_BLOCK, change->bytes,
-			       MODEL_BLOCK);
+			memcpy(
+			    file->seen + change->block * MODEL_BLOCK, change->bytes, MODEL_BLOCK);
 		else if (kept)
 			crash_size(file, change->size);
 	}
@@ -352,6 +369,90 @@ model_after_crash(const struct model_store *store, const struct model_crash *cra
 		file->durable_size = file->seen_size;
 	}
 	return after;
+}
+
+/* ---- which crashes to look at ---- */
+
+struct tour {
+	const struct model_store *store;
+	struct model_crash crash;
+	size_t blocks;
+	model_visit *visit;
+	void *argument;
+};
+
+static void
+visit_sizes(struct tour *tour)
+{
+	size_t sizes = model_size_changes(tour->store);
+
+	for (tour->crash.sizes = 0; tour->crash.sizes <= sizes; tour->crash.sizes++) {
+		bool whole;
+		struct model_store *after = model_after_crash(tour->store, &tour->crash, &whole);
+
+		tour->visit(after, whole, tour->argument);
+	}
+}
+
+static void
+visit_all(struct tour *tour)
+{
+	for (size_t mask = 0; mask >> tour->blocks == 0; mask++) {
+		for (size_t i = 0; i < tour->blocks; i++)
+			tour->crash.keep[i] = (mask >> i & 1) != 0;
+		visit_sizes(tour);
+	}
+}
+
+static void
+visit_ordered(struct tour *tour)
+{
+	for (size_t kept = 0; kept <= tour->blocks; kept++) {
+		for (size_t i = 0; i < tour->blocks; i++)
+			tour->crash.keep[i] = i < kept;
+		visit_sizes(tour);
+	}
+}
+
+static void
+visit_single(struct tour *tour, bool kept)
+{
+	for (size_t single = 0; single < tour->blocks; single++) {
+		for (size_t i = 0; i < tour->blocks; i++)
+			tour->crash.keep[i] = (i == single) == kept;
+		visit_sizes(tour);
+	}
+}
+
+static void
+visit_samples(struct tour *tour, unsigned samples)
+{
+	uint64_t random = tour->blocks + 1;
+
+	for (unsigned sample = 0; sample < samples; sample++) {
+		for (size_t i = 0; i < tour->blocks; i++) {
+			random = XXH3_64bits(&random, sizeof random);
+			tour->crash.keep[i] = (random & 1) != 0;
+		}
+		visit_sizes(tour);
+	}
+}
+
+void
+model_each_crash(const struct model_store *store, size_t exhaustive, unsigned samples,
+    model_visit *visit, void *argument)
+{
+	struct tour tour = { .store = store, .visit = visit, .argument = argument };
+
+	tour.blocks = model_block_changes(store);
+	if (tour.blocks <= exhaustive) {
+		visit_all(&tour);
+		return;
+	}
+	visit_ordered(&tour);
+	visit_single(&tour, false);
+	visit_single(&tour, true);
+	visit_samples(&tour, samples);
 }
 
 uint64_t

@@ -17,7 +17,7 @@
 #include "lib/store_io.h"
 
 #define MODEL_BLOCK    512u   /* bytes */
-#define MODEL_CAPACITY 49152u /* bytes of one file at most */
+#define MODEL_CAPACITY 20480u /* bytes of one file at most */
 #define MODEL_PENDING  512u   /* changes not synced at most */
 
 enum {
@@ -50,6 +50,14 @@ enum model_fault {
 	MODEL_FAIL_SHORT, /* a write does the first half of its blocks, then fails */
 };
 
+enum model_operation {
+	MODEL_READ,
+	MODEL_WRITE,
+	MODEL_TRUNCATE,
+	MODEL_SYNC,
+	MODEL_STATUS
+};
+
 struct model_store {
 	struct model_file files[MODEL_FILES];
 	struct model_change changes[MODEL_PENDING];
@@ -61,14 +69,12 @@ struct model_store {
 	unsigned fault_from;
 	unsigned fault_to;
 	int fault_errno;
-	/* Called after and before each operation; may be NULL. */
-	void (*after)(struct model_store *store, bool changed, void *argument);
+	/* Called before each operation, and after each one that changes something; may be NULL. */
 	void (*before)(struct model_store *store, void *argument);
+	void (*after)(struct model_store *store, void *argument);
 	void *argument;
-	enum {
-		MODEL_OTHER,
-		MODEL_SPOOL_SIZE_READ
-	} last; /* what the last operation was */
+	enum model_operation operation; /* the present one */
+	enum model_operation previous;
 };
 
 /* What a crash keeps: bit i of keep stands for the i-th block change, in order. */
@@ -92,9 +98,21 @@ void model_settle(struct model_store *store);
 size_t model_block_changes(const struct model_store *store);
 size_t model_size_changes(const struct model_store *store);
 
+/* A copy without hooks and faults, changes that are not synced included. */
+struct model_store *model_copy(const struct model_store *store);
+
 /* The state after a crash, as a new store without hooks; *whole_out: no appended byte was lost. */
-struct model_store *model_after_crash(const struct model_store *store,
-				      const struct model_crash *crash, bool *whole_out);
+struct model_store *model_after_crash(
+    const struct model_store *store, const struct model_crash *crash, bool *whole_out);
+
+/*
+ * Call visit with what a crash at this instant may leave; it takes over the store. All of it if
+ * there are at most `exhaustive` block changes; else all first parts, each block alone lost, each
+ * alone kept, and samples more; each of them with every first part of the changes of size.
+ */
+typedef void model_visit(struct model_store *after, bool whole, void *argument);
+void model_each_crash(const struct model_store *store, size_t exhaustive, unsigned samples,
+    model_visit *visit, void *argument);
 
 /* Of the contents of both files as processes see them. */
 uint64_t model_hash(const struct model_store *store);

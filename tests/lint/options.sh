@@ -3,10 +3,10 @@
 # popper.conf(5) with the same default, every flag and general option in popper(8), and neither page
 # describes one that does not exist.
 #
-# Usage: check-options.sh POPPER [DIRECTORY OF THE MANUAL PAGES]
+# Usage: options.sh [POPPER [DIRECTORY OF THE MANUAL PAGES]]
 set -eu
 
-popper=${1:?usage: check-options.sh POPPER [DIRECTORY OF THE MANUAL PAGES]}
+popper=${1:-${POPPER_BUILD:-.}/popper}
 pages=${2:-$(dirname "$0")/../../man}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -20,17 +20,17 @@ compare()
 	sort -u "$2" > "$work/program"
 	sort -u "$3" > "$work/page"
 	if ! [ -s "$work/program" ]; then
-		echo "check-options: no $1 found in the output of --help" >&2
+		echo "options.sh: no $1 found in the output of --help" >&2
 		status=1
 	fi
 	comm -23 "$work/program" "$work/page" > "$work/missing"
 	comm -13 "$work/program" "$work/page" > "$work/surplus"
 	if [ -s "$work/missing" ]; then
-		sed "s/^/check-options: $4 lacks the $1 of the program: /" "$work/missing" >&2
+		sed "s/^/options.sh: $4 lacks the $1 of the program: /" "$work/missing" >&2
 		status=1
 	fi
 	if [ -s "$work/surplus" ]; then
-		sed "s/^/check-options: the program lacks the $1 of $4: /" "$work/surplus" >&2
+		sed "s/^/options.sh: the program lacks the $1 of $4: /" "$work/surplus" >&2
 		status=1
 	fi
 }
@@ -46,7 +46,7 @@ sed -n 's/^\.It Cm \([A-Za-z0-9-]*\).*/\1/p' "$pages/popper.conf.5" > "$work/pag
 compare option "$work/names" "$work/page_names" popper.conf.5
 
 if [ "$(sort "$work/page_names" | uniq -d | wc -l)" -ne 0 ]; then
-	echo "check-options: described twice: $(sort "$work/page_names" | uniq -d | tr '\n' ' ')" >&2
+	echo "options.sh: described twice: $(sort "$work/page_names" | uniq -d | tr '\n' ' ')" >&2
 	status=1
 fi
 

@@ -1,0 +1,382 @@
+/* The planner of the expunge, proved with the real scanner: unique-ids and contents survive. */
+#include "config.h"
+
+#include <check.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "lib/expunge.h"
+#include "lib/expunge_journal.h"
+#include "lib/mbox.h"
+#include "lib/uidl.h"
+
+#define SPOOL_MAX 16384u /* bytes */
+#define COUNT_MAX 24u	 /* messages */
+
+struct spool {
+	char bytes[SPOOL_MAX];
+	size_t size;
+	struct mbox_table table;
+};
+
+static void
+add(struct spool *spool, const char *text)
+{
+	size_t length = strlen(text);
+
+	ck_assert_uint_lt(spool->size + length, SPOOL_MAX);
+	memcpy(spool->bytes + spool->size, text, length);
+	spool->size += length;
+}
+
+/* A message whose body is long enough to pay for the fields of all its twins. */
+static void
+add_message(struct spool *spool, const char *field, const char *subject)
+{
+	char body[400];
+
+	memset(body, 'x', sizeof body - 2);
+	body[sizeof body - 2] = '\n';
+	body[sizeof body - 1] = '\0';
+	add(spool, "From a@example.org Mon Jan  1 00:00:00 2024\n");
+	add(spool, field);
+	add(spool, "Subject: ");
+	add(spool, subject);
+	add(spool, "\n\n");
+	add(spool, body);
+	add(spool, "\n");
+}
+
+static void
+scan(struct spool *spool)
+{
+	struct mbox_scanner *scanner = mbox_scanner_new();
+	struct error error;
+
+	memset(&spool->table, 0, sizeof spool->table);
+	ck_assert_int_eq(mbox_scanner_feed(scanner, spool->bytes, spool->size, &error), 0);
+	ck_assert_int_eq(mbox_scanner_finish(scanner, &spool->table, &error), 0);
+	ck_assert_uint_le(spool->table.count, COUNT_MAX);
+	mbox_scanner_free(scanner);
+}
+
+static int
+make(const struct spool *spool, unsigned mask, struct expunge_plan *plan, struct error *error)
+{
+	uint8_t deleted[4] = { (uint8_t)mask, (uint8_t)(mask >> 8), (uint8_t)(mask >> 16), 0 };
+
+	return expunge_plan_make(&spool->table, deleted, plan, error);
+}
+
+/* The new spool, scanned. */
+static void
+render(const struct spool *old, const struct expunge_plan *plan, struct spool *new)
+{
+	new->size = 0;
+	for (uint32_t i = 0; i < plan->count; i++) {
+		const struct expunge_segment *segment = &plan->segments[i];
+		const char *from =
+		    segment->text != NULL ? segment->text : old->bytes + segment->source;
+
+		memcpy(new->bytes + new->size, from, segment->length);
+		new->size += segment->length;
+	}
+	ck_assert_uint_eq(new->size, plan->new_size);
+	scan(new);
+}
+
+/* The content of a message without a leading X-UIDL field. */
+static const char *
+content(const struct spool *spool, uint32_t i, size_t *length)
+{
+	const struct mbox_message *message = &spool->table.messages[i];
+	const char *start = spool->bytes + message->offset + message->separator_length;
+
+	*length = message->content_length;
+	if (*length > 7 && memcmp(start, "X-UIDL:", 7) == 0) {
+		const char *next = (const char *)memchr(start, '\n', *length) + 1;
+
+		*length -= (size_t)(next - start);
+		start = next;
+	}
+	return start;
+}
+
+static void
+assert_same_message(const struct spool *a, uint32_t i, const struct spool *b, uint32_t j)
+{
+	char id_a[UIDL_MAX_LENGTH + 1];
+	char id_b[UIDL_MAX_LENGTH + 1];
+	size_t length_a;
+	size_t length_b;
+	const char *content_a = content(a, i, &length_a);
+	const char *content_b = content(b, j, &length_b);
+
+	uidl_format(&a->table, &a->table.messages[i], id_a);
+	uidl_format(&b->table, &b->table.messages[j], id_b);
+	ck_assert_str_eq(id_a, id_b);
+	ck_assert_uint_eq(length_a, length_b);
+	ck_assert_mem_eq(content_a, content_b, length_a);
+}
+
+/* Delete mask from old; the survivors stand in new with their old ids. */
+static void
+assert_expunge(const struct spool *old, unsigned mask, struct spool *new)
+{
+	struct expunge_plan plan;
+	struct error error;
+	uint32_t survivor = 0;
+
+	ck_assert_int_eq(make(old, mask, &plan, &error), 0);
+	ck_assert_uint_le(plan.new_size, plan.old_size);
+	render(old, &plan, new);
+	ck_assert_mem_eq(old->bytes, new->bytes, plan.first_change);
+	for (uint32_t i = 0; i < old->table.count; i++)
+		if ((mask >> i & 1) == 0)
+			assert_same_message(old, i, new, survivor++);
+	ck_assert_uint_eq(survivor, new->table.count);
+	ck_assert_uint_eq(plan.deleted, old->table.count - survivor);
+	expunge_plan_free(&plan);
+}
+
+/* Four twins, two of another kind, two with unique-ids of their own. */
+static void
+make_twins(struct spool *spool)
+{
+	spool->size = 0;
+	add_message(spool, "", "one");
+	add_message(spool, "", "one");
+	add_message(spool, "", "two");
+	add_message(spool, "X-UIDL: kept.from.elsewhere\n", "one");
+	add_message(spool, "", "one");
+	add_message(spool, "X-UIDL: not trusted, has blanks\n", "three");
+	add_message(spool, "", "two");
+	add_message(spool, "", "one");
+	scan(spool);
+	ck_assert_uint_eq(spool->table.count, 8);
+}
+
+START_TEST(any_deletion_keeps_all_unique_ids)
+{
+	static struct spool old;
+	static struct spool new;
+
+	make_twins(&old);
+	for (unsigned mask = 0; mask < 256; mask++) {
+		assert_expunge(&old, mask, &new);
+		mbox_table_free(&new.table);
+	}
+	mbox_table_free(&old.table);
+}
+END_TEST
+
+START_TEST(a_second_deletion_keeps_them_again)
+{
+	static struct spool old;
+	static struct spool first;
+	static struct spool second;
+
+	make_twins(&old);
+	for (unsigned mask = 1; mask < 255; mask++) {
+		assert_expunge(&old, mask, &first);
+		for (unsigned again = 0; again >> first.table.count == 0; again += 3) {
+			assert_expunge(&first, again, &second);
+			mbox_table_free(&second.table);
+		}
+		mbox_table_free(&first.table);
+	}
+	mbox_table_free(&old.table);
+}
+END_TEST
+
+START_TEST(a_lower_twin_gone_puts_the_field_behind_the_separator)
+{
+	static struct spool old;
+	static struct spool new;
+	char expected[UIDL_MAX_LENGTH + 32];
+	char id[UIDL_MAX_LENGTH + 1];
+
+	old.size = 0;
+	add_message(&old, "", "one");
+	add_message(&old, "", "one");
+	scan(&old);
+	uidl_format(&old.table, &old.table.messages[1], id);
+	ck_assert_str_eq(id + 22, ".2");
+	assert_expunge(&old, 1, &new);
+	snprintf(expected, sizeof expected, "X-UIDL: %s\nSubject: one\n", id);
+	ck_assert_mem_eq(
+	    new.bytes + new.table.messages[0].separator_length, expected, strlen(expected));
+	mbox_table_free(&old.table);
+	mbox_table_free(&new.table);
+}
+END_TEST
+
+START_TEST(deleting_nothing_changes_nothing)
+{
+	static struct spool old;
+	struct expunge_plan plan;
+	struct error error;
+
+	make_twins(&old);
+	ck_assert_int_eq(make(&old, 0, &plan, &error), 0);
+	ck_assert_uint_eq(plan.first_change, old.size);
+	ck_assert_uint_eq(plan.new_size, old.size);
+	ck_assert_uint_eq(plan.count, 1);
+	expunge_plan_free(&plan);
+	mbox_table_free(&old.table);
+}
+END_TEST
+
+START_TEST(deleting_everything_leaves_nothing)
+{
+	static struct spool old;
+	struct expunge_plan plan;
+	struct error error;
+
+	old.size = 0;
+	add(&old, "\n\n");
+	add_message(&old, "", "one");
+	add_message(&old, "", "two");
+	scan(&old);
+	ck_assert_int_eq(make(&old, 3, &plan, &error), 0);
+	ck_assert_uint_eq(plan.new_size, 0);
+	ck_assert_uint_eq(plan.first_change, 0);
+	ck_assert_uint_eq(plan.count, 0);
+	ck_assert_uint_eq(plan.deleted, 2);
+	ck_assert_uint_eq(plan.deleted_octets, old.table.total_octets);
+	expunge_plan_free(&plan);
+	mbox_table_free(&old.table);
+}
+END_TEST
+
+START_TEST(adjacent_kept_messages_are_one_segment)
+{
+	static struct spool old;
+	struct expunge_plan plan;
+	struct error error;
+	const struct mbox_message *messages;
+
+	old.size = 0;
+	for (unsigned i = 0; i < 6; i++) {
+		char subject[2] = { (char)('a' + i), '\0' };
+
+		add_message(&old, "", subject);
+	}
+	scan(&old);
+	messages = old.table.messages;
+	ck_assert_int_eq(make(&old, 1u << 2, &plan, &error), 0);
+	ck_assert_uint_eq(plan.count, 2);
+	ck_assert_uint_eq(plan.segments[0].source, 0);
+	ck_assert_uint_eq(plan.segments[0].length, messages[2].offset);
+	ck_assert_uint_eq(plan.segments[1].source, messages[3].offset);
+	ck_assert_uint_eq(plan.segments[1].length, old.size - messages[3].offset);
+	ck_assert_uint_eq(plan.first_change, messages[2].offset);
+	ck_assert_uint_eq(plan.deleted_octets, messages[2].octets);
+	expunge_plan_free(&plan);
+	mbox_table_free(&old.table);
+}
+END_TEST
+
+START_TEST(a_plan_that_would_run_ahead_is_refused)
+{
+	static struct spool old;
+	static struct spool new;
+	struct expunge_plan plan;
+	struct error error;
+
+	old.size = 0;
+	for (unsigned i = 0; i < 6; i++)
+		add(&old, "From a Mon Jan  1 00:00:00 2024\n\nx\n\n");
+	scan(&old);
+	ck_assert_uint_eq(old.table.count, 6);
+	/* One of 37 bytes pays for one field of 33, not for five. */
+	ck_assert_int_eq(make(&old, 1, &plan, &error), -1);
+	ck_assert_int_eq(error.code, ERROR_LIMIT);
+	assert_expunge(&old, 1u << 4, &new);
+	mbox_table_free(&new.table);
+	mbox_table_free(&old.table);
+}
+END_TEST
+
+START_TEST(a_bare_separator_gets_no_field)
+{
+	static struct spool old;
+	struct expunge_plan plan;
+	struct error error;
+
+	old.size = 0;
+	add(&old, "From a Mon Jan  1 00:00:00 2024\n\nFrom a Mon Jan  1 00:00:00 2024\n");
+	scan(&old);
+	ck_assert_uint_eq(old.table.count, 2);
+	ck_assert_int_eq(make(&old, 1, &plan, &error), -1);
+	ck_assert_int_eq(error.code, ERROR_LIMIT);
+	mbox_table_free(&old.table);
+}
+END_TEST
+
+START_TEST(a_program_survives_the_journal)
+{
+	static struct spool old;
+	struct expunge_plan plan;
+	struct expunge_plan copy;
+	struct error error;
+	uint8_t *bytes;
+	size_t size;
+
+	make_twins(&old);
+	ck_assert_int_eq(make(&old, 0x25, &plan, &error), 0);
+	ck_assert_int_eq(expunge_program_encode(&plan, &bytes, &size, &error), 0);
+	ck_assert_int_eq(expunge_program_decode(bytes, size, plan.count, &copy, &error), 0);
+	ck_assert_uint_eq(copy.count, plan.count);
+	for (uint32_t i = 0; i < plan.count; i++) {
+		const struct expunge_segment *a = &plan.segments[i];
+		const struct expunge_segment *b = &copy.segments[i];
+
+		ck_assert_uint_eq(a->length, b->length);
+		ck_assert_int_eq(a->text == NULL, b->text == NULL);
+		if (a->text != NULL)
+			ck_assert_mem_eq(a->text, b->text, a->length);
+		else
+			ck_assert_uint_eq(a->source, b->source);
+	}
+	expunge_plan_free(&copy);
+	/* Cut short anywhere it is refused, not read beyond its end. */
+	for (size_t cut = 0; cut < size; cut++) {
+		uint8_t *part = malloc(cut + 1);
+
+		memcpy(part, bytes, cut);
+		ck_assert_int_eq(expunge_program_decode(part, cut, plan.count, &copy, &error), -1);
+		ck_assert_int_eq(error.code, ERROR_FORMAT);
+		free(part);
+	}
+	free(bytes);
+	expunge_plan_free(&plan);
+	mbox_table_free(&old.table);
+}
+END_TEST
+
+int
+main(void)
+{
+	Suite *suite = suite_create("expunge_plan");
+	TCase *cases = tcase_create("plan");
+	SRunner *runner = srunner_create(suite);
+	int failed;
+
+	tcase_add_test(cases, any_deletion_keeps_all_unique_ids);
+	tcase_add_test(cases, a_second_deletion_keeps_them_again);
+	tcase_add_test(cases, a_lower_twin_gone_puts_the_field_behind_the_separator);
+	tcase_add_test(cases, deleting_nothing_changes_nothing);
+	tcase_add_test(cases, deleting_everything_leaves_nothing);
+	tcase_add_test(cases, adjacent_kept_messages_are_one_segment);
+	tcase_add_test(cases, a_plan_that_would_run_ahead_is_refused);
+	tcase_add_test(cases, a_bare_separator_gets_no_field);
+	tcase_add_test(cases, a_program_survives_the_journal);
+	tcase_set_timeout(cases, 60);
+	suite_add_tcase(suite, cases);
+	srunner_run_all(runner, CK_ENV);
+	failed = srunner_ntests_failed(runner);
+	srunner_free(runner);
+	return failed != 0;
+}
