@@ -338,22 +338,52 @@ on_drain_deadline(sd_event_source *source, uint64_t usec, void *userdata)
 	return 0;
 }
 
-void
-generation_drain(struct generation *generation, uint32_t seconds)
+static void
+set_deadline(struct generation *generation, uint64_t seconds, sd_event_time_handler_t handler)
+{
+	sd_event_source_disable_unref(generation->deadline);
+	generation->deadline = NULL;
+	sd_event_add_time_relative(generation->master->event, &generation->deadline,
+	    CLOCK_MONOTONIC, seconds * 1000000, 0, handler, generation);
+}
+
+/* The monitor ends with the last worker. */
+static void
+drain_monitor(struct generation *generation, uint32_t seconds)
 {
 	struct message_drain drain = { .seconds = seconds };
 	struct error error;
 
 	generation->state = GENERATION_DRAINING;
-	generation_drain_workers(generation, seconds);
 	if (message_send(generation->monitor.fd, MESSAGE_DRAIN, &drain, NULL, 0, NULL, 0, &error) ==
 	    -1)
-		log_write(&generation->master->log, LOG_LEVEL_ERROR, "monitor: %s", error.text);
-	sd_event_source_disable_unref(generation->deadline);
-	generation->deadline = NULL;
-	sd_event_add_time_relative(generation->master->event, &generation->deadline,
-	    CLOCK_MONOTONIC, (uint64_t)seconds * 1000000 + 1000000, 0, on_drain_deadline,
-	    generation);
+		log_write(
+		    &generation->master->log, LOG_LEVEL_ERROR, "monitor: %s", error.text);
+}
+
+void
+generation_drain(struct generation *generation, uint32_t seconds)
+{
+	generation_drain_workers(generation, seconds);
+	drain_monitor(generation, seconds);
+	set_deadline(generation, (uint64_t)seconds + 1, on_drain_deadline);
+}
+
+static int
+on_retire_deadline(sd_event_source *source, uint64_t usec, void *userdata)
+{
+	(void)source;
+	(void)usec;
+	generation_drain(userdata, 0);
+	return 0;
+}
+
+void
+generation_retire(struct generation *generation, uint32_t seconds)
+{
+	generation_retire_workers(generation);
+	drain_monitor(generation, seconds);
+	set_deadline(generation, seconds, on_retire_deadline);
 }
 
 static void

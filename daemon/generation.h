@@ -91,7 +91,10 @@ int generation_start(struct master *master, struct settings *settings,
 /* Hand a connection to a worker; it is refused politely if there is none. */
 void generation_connect(struct generation *generation, struct accepted *accepted);
 
-/* No new connections; old sessions may go on for that many seconds. */
+/* No new connections; all others, logged in or not, may go on for that many seconds. */
+void generation_retire(struct generation *generation, uint32_t seconds);
+
+/* No new connections, no new logins; open sessions may go on for that many seconds. */
 void generation_drain(struct generation *generation, uint32_t seconds);
 
 /* Close every channel: what still runs ends by itself. The generation is freed. */
@@ -104,6 +107,7 @@ void generation_provide_workers(struct generation *generation);
 /* Give every worker a new channel to a process that was replaced. */
 void generation_reconnect_workers(struct generation *generation, struct process *process);
 void generation_end_workers(struct generation *generation);
+void generation_retire_workers(struct generation *generation);
 void generation_drain_workers(struct generation *generation, uint32_t seconds);
 
 /* ---- spawn.c ---- */

@@ -295,6 +295,20 @@ generation_reconnect_workers(struct generation *generation, struct process *proc
 	}
 }
 
+/* Each ends with its last connection; an idle one at once. */
+void
+generation_retire_workers(struct generation *generation)
+{
+	struct worker *next;
+
+	for (struct worker *worker = generation->workers; worker != NULL; worker = next) {
+		next = worker->next;
+		worker->retiring = true;
+		if (worker->sessions == 0)
+			worker_free(worker);
+	}
+}
+
 void
 generation_drain_workers(struct generation *generation, uint32_t seconds)
 {

@@ -221,7 +221,7 @@ master_generation_ready(struct master *master, struct generation *generation)
 	master->log.debug = generation->settings->debug;
 	log_serving(master, generation);
 	if (old != NULL)
-		generation_drain(old, (uint32_t)old->settings->reload_drain_timeout);
+		generation_retire(old, (uint32_t)old->settings->reload_drain_timeout);
 	if (master->mode == MASTER_SINGLE) {
 		serve_single(master);
 		return;

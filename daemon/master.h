@@ -52,6 +52,7 @@ struct master {
 	uint32_t generation_number;
 
 	bool reloading;
+	bool reload_again; /* SIGHUP came while one was under way */
 	bool stopping;
 	bool served;	   /* a generation was ready once: from then on we never give up */
 	uint32_t restarts; /* starts since a monitor last lived for a while */

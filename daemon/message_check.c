@@ -196,8 +196,9 @@ check_login_flags(const struct message *message, const struct parties *parties)
 		return "flags and descriptors disagree";
 	if (result->status != LOGIN_OK)
 		return result->flags ? "flags of a failed login" : NULL;
-	if (!lock != (parties->sender == ROLE_AGENT))
-		return "session lock missing, or not the agent's to send";
+	/* an agent has one to send where the maildrop is not in the shared directory */
+	if (!lock && parties->sender != ROLE_AGENT)
+		return "session lock missing";
 	if (!(result->flags & LOGIN_HAS_SPOOL) && (result->flags & (LOGIN_HAS_TABLE | LOGIN_RACY)))
 		return "flags of a spool without a spool";
 	return NULL;

@@ -23,7 +23,7 @@ answer_login(struct monitor *monitor, uint64_t session, uint32_t worker, const c
 	result.session = session;
 	result.status = status;
 	snprintf(result.user, sizeof result.user, "%.*s", MESSAGE_NAME_MAX, user);
-	snprintf(result.reason, sizeof result.reason, "%.190s", reason);
+	message_text(result.reason, sizeof result.reason, reason);
 	monitor_send(monitor, worker, MESSAGE_LOGIN_RESULT, &result, NULL, 0, NULL, 0);
 }
 

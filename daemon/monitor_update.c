@@ -35,7 +35,7 @@ monitor_update_failed(
 
 	memset(&result, 0, sizeof result);
 	result.status = status;
-	snprintf(result.reason, sizeof result.reason, "%.190s", reason);
+	message_text(result.reason, sizeof result.reason, reason);
 	answer_update(monitor, job, &result);
 }
 

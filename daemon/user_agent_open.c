@@ -238,7 +238,7 @@ send_failure(const struct user_agent *agent, const struct error *reason)
 	memset(&result, 0, sizeof result);
 	result.session = agent->session;
 	result.status = status_of(reason);
-	snprintf(result.reason, sizeof result.reason, "%.190s", reason->text);
+	message_text(result.reason, sizeof result.reason, reason->text);
 	return message_send(
 	    agent->channel, MESSAGE_AGENT_OPENED, &result, NULL, 0, NULL, 0, &error);
 }

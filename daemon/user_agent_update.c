@@ -55,7 +55,7 @@ static void
 fail(struct message_update_result *result, const struct error *error)
 {
 	result->status = status_of(error);
-	snprintf(result->reason, sizeof result->reason, "%.190s", error->text);
+	message_text(result->reason, sizeof result->reason, error->text);
 }
 
 /* The deletion list as it came: inline, or in a memfd whose size must be what was announced. */
@@ -233,7 +233,7 @@ release_dot_lock(struct update *update)
 	    dot_lock_release(update->directory_fd, update->agent->names->dot_lock,
 		&update->dot_lock, &error) == -1 &&
 	    update->result.reason[0] == '\0')
-		snprintf(update->result.reason, sizeof update->result.reason, "%.190s", error.text);
+		message_text(update->result.reason, sizeof update->result.reason, error.text);
 }
 
 static int

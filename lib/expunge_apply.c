@@ -133,19 +133,6 @@ out:
 
 /* ---- phases ---- */
 
-uint64_t
-expunge_image_limit(const struct expunge_limits *limits, uint64_t program_size)
-{
-	uint64_t start = expunge_payload_offset(program_size);
-	uint64_t room = limits->journal > start ? limits->journal - start : 0;
-	uint64_t blocks = room / (JOURNAL_BLOCK + 8u);
-
-	/* The ends of an image cut two more blocks, and the mark wants its bytes. */
-	if (blocks < 4)
-		return 0;
-	return minimum(limits->image, (blocks - 3) * JOURNAL_BLOCK);
-}
-
 int
 expunge_reserve(struct expunge_move *move, uint64_t size, struct error *error)
 {
@@ -216,7 +203,8 @@ write_payload(struct expunge_move *move, struct expunge_record *record, struct e
 		return -1;
 	memcpy(move->buffer + image, record->mark, record->mark_length);
 	image += record->mark_length;
-	if (expunge_hash_blocks(move, record, move->buffer + image, error) != 0)
+	if (expunge_hash_blocks(move, record, move->buffer + image, error) != 0 ||
+	    expunge_hash_spool(move, record->done, image, &record->before_hash, error) != 0)
 		return -1;
 	record->output_hash = expunge_hash(record->nonce, move->buffer, image);
 	record->payload_hash = expunge_hash(record->nonce, move->buffer, size);

@@ -14,7 +14,6 @@
 #define SPOOL_WHAT "spool"
 #define PIECE	   65536u /* bytes of spool read at once; a multiple of JOURNAL_BLOCK */
 #define MAGIC	   0x314c4e4a50584551u /* "QEXPJNL1" */
-#define VARINT_MAX 10u		       /* bytes of a 64-bit number */
 
 const struct expunge_limits expunge_default_limits = {
 	.image = EXPUNGE_SINGLE_SHOT_MAX,
@@ -61,6 +60,7 @@ static const size_t record_fields[] = {
 	offsetof(struct expunge_record, end),
 	offsetof(struct expunge_record, mark_length),
 	offsetof(struct expunge_record, output_hash),
+	offsetof(struct expunge_record, before_hash),
 	offsetof(struct expunge_record, payload_hash),
 	offsetof(struct expunge_record, program_size),
 	offsetof(struct expunge_record, program_count),
@@ -112,6 +112,20 @@ expunge_payload_size(const struct expunge_record *record)
 	if (record->state != JOURNAL_IMAGE)
 		return 0;
 	return end - record->done + 8u * (uint64_t)expunge_block_count(record->done, end);
+}
+
+uint64_t
+expunge_image_limit(const struct expunge_limits *limits, uint64_t program_size)
+{
+	uint64_t start = expunge_payload_offset(program_size);
+	uint64_t room = limits->journal > start ? limits->journal - start : 0;
+	uint64_t blocks = room / (JOURNAL_BLOCK + 8u);
+
+	/* The ends of an image cut two more blocks, and the mark wants its bytes. */
+	if (blocks < 4)
+		return 0;
+	blocks = (blocks - 3) * JOURNAL_BLOCK;
+	return blocks < limits->image ? blocks : limits->image;
 }
 
 /* Whether the numbers of a record can be worked with at all. */
@@ -260,138 +274,6 @@ expunge_journal_pending(
 	return 0;
 }
 
-/* ---- the program ---- */
-
-static size_t
-put_varint(uint8_t *at, uint64_t value)
-{
-	size_t size = 0;
-
-	while (value >= 0x80u) {
-		at[size++] = (uint8_t)(value | 0x80u);
-		value >>= 7;
-	}
-	at[size++] = (uint8_t)value;
-	return size;
-}
-
-static bool
-get_varint(const uint8_t **at, const uint8_t *end, uint64_t *value_out)
-{
-	*value_out = 0;
-	for (unsigned shift = 0; shift < 64 && *at < end; shift += 7) {
-		uint8_t byte = *(*at)++;
-
-		*value_out |= (uint64_t)(byte & 0x7fu) << shift;
-		if (byte < 0x80u)
-			return true;
-	}
-	return false;
-}
-
-static int
-program_bound(const struct expunge_plan *plan, size_t *bound_out, struct error *error)
-{
-	size_t bound = 0;
-
-	for (uint32_t i = 0; i < plan->count; i++) {
-		const struct expunge_segment *segment = &plan->segments[i];
-		uint64_t text = segment->text != NULL ? segment->length : 0;
-
-		if (__builtin_add_overflow(bound, 2 * VARINT_MAX + text, &bound))
-			return error_set(error, ERROR_LIMIT, "plan of an expunge is too large");
-	}
-	*bound_out = bound;
-	return 0;
-}
-
-/* Kept part: length * 2, distance from the end of the kept part before. Text: length * 2 + 1. */
-int
-expunge_program_encode(
-    const struct expunge_plan *plan, uint8_t **bytes_out, size_t *size_out, struct error *error)
-{
-	uint64_t source_end = 0;
-	size_t size = 0;
-	uint8_t *bytes;
-
-	if (program_bound(plan, &size, error) != 0)
-		return -1;
-	bytes = malloc(size != 0 ? size : 1);
-	if (bytes == NULL)
-		return error_set(error, ERROR_LIMIT, "no memory for the plan of an expunge");
-	size = 0;
-	for (uint32_t i = 0; i < plan->count; i++) {
-		const struct expunge_segment *segment = &plan->segments[i];
-
-		size += put_varint(bytes + size, segment->length << 1 | (segment->text != NULL));
-		if (segment->text != NULL) {
-			memcpy(bytes + size, segment->text, segment->length);
-			size += segment->length;
-			continue;
-		}
-		size += put_varint(bytes + size, segment->source - source_end);
-		source_end = segment->source + segment->length;
-	}
-	*bytes_out = bytes;
-	*size_out = size;
-	return 0;
-}
-
-/* Decode one segment; text is taken over into plan->text at *text_size. */
-static bool
-decode_segment(const uint8_t **at, const uint8_t *end, struct expunge_plan *plan, size_t *text_size,
-    uint64_t *source_end)
-{
-	struct expunge_segment *segment = &plan->segments[plan->count];
-	uint64_t head;
-	uint64_t skip;
-
-	if (!get_varint(at, end, &head))
-		return false;
-	segment->length = head >> 1;
-	if ((head & 1) != 0) {
-		if (segment->length > (uint64_t)(end - *at))
-			return false;
-		memcpy(plan->text + *text_size, *at, segment->length);
-		segment->text = plan->text + *text_size;
-		*text_size += segment->length;
-		*at += segment->length;
-	} else {
-		if (!get_varint(at, end, &skip) ||
-		    __builtin_add_overflow(*source_end, skip, &segment->source) ||
-		    __builtin_add_overflow(segment->source, segment->length, source_end))
-			return false;
-	}
-	plan->count++;
-	return true;
-}
-
-int
-expunge_program_decode(const uint8_t *bytes, size_t size, uint64_t count, struct expunge_plan *plan,
-    struct error *error)
-{
-	const uint8_t *at = bytes;
-	uint64_t source_end = 0;
-	size_t text_size = 0;
-
-	memset(plan, 0, sizeof *plan);
-	if (count > size || count > UINT32_MAX)
-		return error_set(error, ERROR_FORMAT, "damaged plan in the " WHAT);
-	plan->segments = calloc(count != 0 ? count : 1, sizeof *plan->segments);
-	plan->text = malloc(size != 0 ? size : 1);
-	if (plan->segments == NULL || plan->text == NULL) {
-		expunge_plan_free(plan);
-		return error_set(error, ERROR_LIMIT, "no memory for the plan of an expunge");
-	}
-	while (plan->count < count) {
-		if (!decode_segment(&at, bytes + size, plan, &text_size, &source_end)) {
-			expunge_plan_free(plan);
-			return error_set(error, ERROR_FORMAT, "damaged plan in the " WHAT);
-		}
-	}
-	return 0;
-}
-
 /* ---- what a record notes about the spool, when it is made and when it is proved ---- */
 
 int
@@ -484,4 +366,60 @@ expunge_hash_blocks(const struct expunge_move *move, const struct expunge_record
 		}
 	}
 	return 0;
+}
+
+/* ---- boundaries: looked at before the commit point, and by recovery ---- */
+
+/* Whether a message begins at offset; blank bytes may stand before the first one of a spool. */
+static int
+check_boundary(const struct expunge_move *move, uint64_t offset, bool *intact, struct error *error)
+{
+	char bytes[5];
+	size_t got;
+
+	if (store_read_some(move->io, move->spool_fd, bytes, sizeof bytes, (off_t)offset, &got,
+		SPOOL_WHAT, error) != 0)
+		return -1;
+	if (offset == 0 && got > 0 && (bytes[0] == '\0' || bytes[0] == '\n'))
+		return 0;
+	if (got != sizeof bytes || memcmp(bytes, "From ", sizeof bytes) != 0)
+		*intact = false;
+	return 0;
+}
+
+/* What is left out from start to end: both ends must stand before a message, as far as we look. */
+static int
+check_gap(const struct expunge_move *move, uint64_t start, uint64_t end, uint64_t from,
+    bool *intact, struct error *error)
+{
+	if (start == end)
+		return 0;
+	if (start >= from && check_boundary(move, start, intact, error) != 0)
+		return -1;
+	if (end >= from && end < move->known_size)
+		return check_boundary(move, end, intact, error);
+	return 0;
+}
+
+int
+expunge_check_boundaries(
+    const struct expunge_move *move, uint64_t from, bool *intact_out, struct error *error)
+{
+	const struct expunge_plan *plan = move->plan;
+	uint64_t start = 0;
+	bool after_text = false;
+
+	*intact_out = true;
+	for (uint32_t i = 0; i < plan->count && *intact_out; i++) {
+		const struct expunge_segment *segment = &plan->segments[i];
+
+		/* Behind an inserted field a message goes on: that is no boundary. */
+		if (segment->text == NULL && !after_text &&
+		    check_gap(move, start, segment->source, from, intact_out, error) != 0)
+			return -1;
+		if (segment->text == NULL)
+			start = segment->source + segment->length;
+		after_text = segment->text != NULL;
+	}
+	return check_gap(move, start, plan->old_size, from, intact_out, error);
 }

@@ -72,6 +72,7 @@ struct expunge_record {
 	uint64_t end;		/* output of this phase ends here */
 	uint64_t mark_length;	/* 0 to JOURNAL_MARK_SIZE bytes written at end */
 	uint64_t output_hash;	/* of the output from done to end, and of the mark */
+	uint64_t before_hash;	/* of what stood where an image phase writes */
 	uint64_t payload_hash;	/* of image, mark and block hashes; image phases only */
 	uint64_t program_size;	/* bytes in the journal; 0 when no program is needed */
 	uint64_t program_count; /* segments in it */

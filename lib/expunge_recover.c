@@ -14,62 +14,6 @@
 #define SPOOL_WHAT   "spool"
 #define JOURNAL_WHAT "journal of an expunge"
 
-/* ---- boundaries: looked at before the commit point, and again here ---- */
-
-/* Whether a message begins at offset; blank bytes may stand before the first one of a spool. */
-static int
-check_boundary(const struct expunge_move *move, uint64_t offset, bool *intact, struct error *error)
-{
-	char bytes[5];
-	size_t got;
-
-	if (store_read_some(move->io, move->spool_fd, bytes, sizeof bytes, (off_t)offset, &got,
-		SPOOL_WHAT, error) != 0)
-		return -1;
-	if (offset == 0 && got > 0 && (bytes[0] == '\0' || bytes[0] == '\n'))
-		return 0;
-	if (got != sizeof bytes || memcmp(bytes, "From ", sizeof bytes) != 0)
-		*intact = false;
-	return 0;
-}
-
-/* What is left out from start to end: both ends must stand before a message, as far as we look. */
-static int
-check_gap(const struct expunge_move *move, uint64_t start, uint64_t end, uint64_t from,
-    bool *intact, struct error *error)
-{
-	if (start == end)
-		return 0;
-	if (start >= from && check_boundary(move, start, intact, error) != 0)
-		return -1;
-	if (end >= from && end < move->known_size)
-		return check_boundary(move, end, intact, error);
-	return 0;
-}
-
-int
-expunge_check_boundaries(
-    const struct expunge_move *move, uint64_t from, bool *intact_out, struct error *error)
-{
-	const struct expunge_plan *plan = move->plan;
-	uint64_t start = 0;
-	bool after_text = false;
-
-	*intact_out = true;
-	for (uint32_t i = 0; i < plan->count && *intact_out; i++) {
-		const struct expunge_segment *segment = &plan->segments[i];
-
-		/* Behind an inserted field a message goes on: that is no boundary. */
-		if (segment->text == NULL && !after_text &&
-		    check_gap(move, start, segment->source, from, intact_out, error) != 0)
-			return -1;
-		if (segment->text == NULL)
-			start = segment->source + segment->length;
-		after_text = segment->text != NULL;
-	}
-	return check_gap(move, start, plan->old_size, from, intact_out, error);
-}
-
 /* ---- which record is in force ---- */
 
 /* Which part of a record's work recovery finds to be done. */
@@ -85,7 +29,7 @@ struct recovery {
 	struct expunge_plan plan; /* decoded, or one segment that is never read */
 	uint8_t *program;	  /* as it stands in the journal; heap, NULL when not needed */
 	struct expunge_slots slots;
-	bool payload_lost; /* the newest header is without its payload: see find_record */
+	bool payload_lost; /* the newest header is without its payload: see choose_record */
 	enum progress progress;
 };
 
@@ -122,23 +66,24 @@ read_payload(struct expunge_move *move, const struct expunge_record *record, boo
 	return 0;
 }
 
-/* Whether the phase of the record stands in the spool, mark and all. */
+/* Whether what stands where the phase of the record writes, mark and all, has this hash. */
 static int
-check_written(const struct expunge_move *move, bool *written_out, struct error *error)
+check_target(
+    const struct expunge_move *move, uint64_t expected, bool *matches_out, struct error *error)
 {
 	const struct expunge_record *record = &move->record;
 	uint64_t end = record->end + record->mark_length;
 	struct stat status;
 	uint64_t hash;
 
-	*written_out = false;
+	*matches_out = false;
 	if (store_status(move->io, move->spool_fd, &status, SPOOL_WHAT, error) != 0)
 		return -1;
 	if ((uint64_t)status.st_size < end)
 		return 0;
 	if (expunge_hash_spool(move, record->done, end - record->done, &hash, error) != 0)
 		return -1;
-	*written_out = hash == record->output_hash;
+	*matches_out = hash == expected;
 	return 0;
 }
 
@@ -159,16 +104,36 @@ check_journal(struct recovery *recovery, bool *program_out, bool *payload_out, s
 
 /*
  * A header without its payload is one of two things. Either its payload was overwritten by that of
- * a later phase: then its own phase is on disk. Or its payload never came: then the record before
- * it is in force, and the phase of that one is on disk.
+ * a later phase: then its own phase is on disk. Or its payload never came: then its phase was not
+ * begun, and the phase of the record before it, which is in force, is on disk.
  */
+static int
+choose_record(struct recovery *recovery, struct error *error)
+{
+	struct expunge_move *move = &recovery->move;
+	bool done;
+	bool untouched;
+
+	if (check_target(move, move->record.output_hash, &done, error) != 0 ||
+	    check_target(move, move->record.before_hash, &untouched, error) != 0)
+		return -1;
+	if (done)
+		return 0;
+	if (!untouched) {
+		recovery->progress = SPOOL_FOREIGN;
+		return 0;
+	}
+	move->record = recovery->slots.previous;
+	move->journal.slot = 1 - recovery->slots.newest_slot;
+	return 0;
+}
+
 static int
 find_record(struct recovery *recovery, struct error *error)
 {
 	struct expunge_move *move = &recovery->move;
 	bool program = true;
 	bool payload = true;
-	bool written = false;
 
 	if (expunge_journal_load(&move->journal, &recovery->slots, error) != 0)
 		return -1;
@@ -176,14 +141,12 @@ find_record(struct recovery *recovery, struct error *error)
 	if (move->record.state != JOURNAL_VOID &&
 	    check_journal(recovery, &program, &payload, error) != 0)
 		return -1;
-	if (program && payload)
-		return 0;
-	recovery->payload_lost = true;
-	if (program && check_written(move, &written, error) != 0)
-		return -1;
-	if (!written) {
+	recovery->payload_lost = !program || !payload;
+	if (!program) {
 		move->record = recovery->slots.previous;
 		move->journal.slot = 1 - recovery->slots.newest_slot;
+	} else if (!payload) {
+		return choose_record(recovery, error);
 	}
 	return 0;
 }
@@ -347,7 +310,7 @@ check_phase(struct recovery *recovery, bool *ours_out, struct error *error)
 	if (move->record.state == JOURNAL_CUT)
 		return 0;
 	if (recovery->payload_lost)
-		return check_written(move, ours_out, error);
+		return check_target(move, move->record.output_hash, ours_out, error);
 	if (move->record.state == JOURNAL_DIRECT)
 		return check_source(move, ours_out, error);
 	return check_blocks(move, ours_out, error);
@@ -449,22 +412,31 @@ nothing_pending(struct recovery *recovery, struct error *error)
 	return expunge_journal_confirm(&recovery->move.journal, &recovery->move.record, error);
 }
 
+/* Find the record in force and prove that the spool is ours; foreign is told by progress. */
+static int
+examine(struct recovery *recovery, struct error *error)
+{
+	if (find_record(recovery, error) != 0)
+		return -1;
+	if (recovery->progress == SPOOL_FOREIGN || recovery->move.record.state == JOURNAL_VOID)
+		return 0;
+	if (load_plan(recovery, error) != 0)
+		return -1;
+	return prove(recovery, error);
+}
+
 static int
 recover(struct recovery *recovery, enum expunge_recovery *result_out, struct error *error)
 {
-	struct expunge_move *move = &recovery->move;
-
-	if (find_record(recovery, error) != 0)
-		return -1;
-	if (move->record.state == JOURNAL_VOID) {
-		*result_out = EXPUNGE_NOTHING_PENDING;
-		return nothing_pending(recovery, error);
-	}
-	if (load_plan(recovery, error) != 0 || prove(recovery, error) != 0)
+	if (examine(recovery, error) != 0)
 		return -1;
 	if (recovery->progress == SPOOL_FOREIGN) {
 		*result_out = EXPUNGE_FOREIGN;
 		return 0;
+	}
+	if (recovery->move.record.state == JOURNAL_VOID) {
+		*result_out = EXPUNGE_NOTHING_PENDING;
+		return nothing_pending(recovery, error);
 	}
 	*result_out = EXPUNGE_COMPLETED;
 	return go_on(recovery, error);

@@ -207,15 +207,9 @@ settings_print_build(FILE *stream)
 #else
 	const bool pam = false;
 #endif
-#ifdef HAVE_SYSTEMD
-	const bool systemd = true;
-#else
-	const bool systemd = false;
-#endif
 
 	fprintf(stream, "PAM          %s\n", yes_or_no(pam));
 	fprintf(stream, "PAM service  %s\n", PAM_SERVICE);
-	fprintf(stream, "systemd      %s\n", yes_or_no(systemd));
 	fprintf(stream, "spool-dir    %s\n", SPOOL_DIR);
 	fprintf(stream, "state-dir    %s\n", STATE_DIR);
 	fprintf(stream, "helper-dir   %s\n", HELPER_DIR);

@@ -240,12 +240,14 @@ class Site:
 
     # ---- the daemon ----
 
-    def start(self, *arguments, wait=True, **changes):
+    def start(self, *arguments, wait=True, environment=None, **changes):
         self.write_settings(**changes)
+        self.log_start = len(self.log())
         self.log_file = open(self.path("log"), "ab")
         self.process = subprocess.Popen([os.path.join(BUILD, "popper"), "--foreground", "-f",
                                          self.path("popper.conf"), *arguments],
-                                        stdin=subprocess.DEVNULL, stdout=self.log_file, stderr=self.log_file)
+                                        stdin=subprocess.DEVNULL, stdout=self.log_file, stderr=self.log_file,
+                                        env={**os.environ, **(environment or {})})
         if wait:
             self.wait_ready()
         return self.process
@@ -254,7 +256,7 @@ class Site:
         def ready():
             if self.process.poll() is not None:
                 raise AssertionError("popper ended with %d:\n%s" % (self.process.returncode, self.log()))
-            return "serves (generation" in self.log()
+            return "serves (generation" in self.log()[self.log_start:]
         wait_until(ready, 20, "popper to serve")
 
     def stop(self):

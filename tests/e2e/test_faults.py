@@ -102,9 +102,9 @@ def second_session(site):
 
 @test
 def live_and_stale_dot_lock(site):
-    """a live dot-lock gives [IN-USE] after mail-lock-timeout; a stale one is taken over"""
+    """a live dot-lock gives [IN-USE] after mail-lock-timeout; a stale one is taken over by an update"""
     site.add_user()
-    site.put_mail([message(1)])
+    site.put_mail([message(1), message(2)])
     site.start(mail_lock_timeout=1)
     lock = site.spool_path() + ".lock"
     with open(lock, "w") as file:
@@ -116,9 +116,37 @@ def live_and_stale_dot_lock(site):
     old = time.time() - 4000
     os.utime(lock, (old, old))
     client = site.login()
-    assert client.stat()[0] == 1
+    assert client.stat()[0] == 2
+    client.dele(1)
     client.quit()
     assert not os.path.exists(lock)
+    assert site.read_mail() == message(2).encode()
+    site.wait_log("stale lock")
+
+
+@test
+def dot_lock_during_quit(site):
+    """a deliverer's lock at QUIT: the update waits for it, and says [SYS/TEMP] when it stays"""
+    site.add_user()
+    mail = [message(1), message(2)]
+    site.put_mail(mail)
+    site.start(mail_lock_timeout=1)
+    client = site.login()
+    client.dele(1)
+    lock = site.spool_path() + ".lock"
+    with open(lock, "w") as file:
+        file.write("%d@%s" % (os.getpid(), os.uname().nodename))
+    try:
+        client.quit()
+    except poplib.error_proto as answer:
+        assert "[SYS/TEMP]" in str(answer) or "[IN-USE]" in str(answer), answer
+    else:
+        raise AssertionError("QUIT was acknowledged")
+    assert site.read_mail() == "".join(mail).encode()
+    os.unlink(lock)
+    client = site.login()
+    assert client.stat()[0] == 2
+    client.quit()
 
 
 @test

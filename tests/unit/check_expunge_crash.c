@@ -57,7 +57,7 @@ static const struct scenario scenarios[] = {
 	{ "a large one, then directly", 8, 900, 0, 0x07, PHASED },
 	{ "every other, in phases", 12, 600, 0, 0x555, PHASED },
 	{ "lower twins, in phases", 10, 1300, 0x3a5, 0x021, PHASED },
-	{ "a twin, nothing gained, in chunks", 40, 97, 0x0f, 0x01, PHASED },
+	{ "a twin, nothing gained, in chunks", 20, 97, 0x0f, 0x01, PHASED },
 };
 
 #define SCENARIO_COUNT ((int)(sizeof scenarios / sizeof scenarios[0]))
@@ -131,7 +131,7 @@ render(const struct expunge_plan *plan, const char *old)
 static void
 open_scene(struct scene *scene, const struct scenario *scenario)
 {
-	uint8_t deleted[4] = { (uint8_t)scenario->deleted, (uint8_t)(scenario->deleted >> 8) };
+	uint8_t deleted[8] = { (uint8_t)scenario->deleted, (uint8_t)(scenario->deleted >> 8) };
 	struct mbox_table table = { 0 };
 	struct error error;
 
@@ -420,7 +420,7 @@ START_TEST(what_others_append_meanwhile_is_kept)
 	scene.nested = false;
 	for (; at < run_with_append(&scene, at); at++)
 		skipped += scene.appended[0] == '\0';
-	ck_assert_uint_eq(skipped, 1);
+	ck_assert_uint_eq(skipped, scene.new_size < scene.old_size);
 	printf("appending while deleting %s: %u instants, %u states\n", scene.scenario->name, at,
 	    scene.states);
 	close_scene(&scene);

@@ -23,7 +23,7 @@
 
 static int
 scan_pieces(const char *spool, size_t size, size_t piece, struct mbox_table *table,
-    struct error *error)
+	    struct error *error)
 {
 	struct mbox_scanner *scanner = mbox_scanner_new();
 	int result = 0;
@@ -73,14 +73,13 @@ check_table(const char *spool, size_t size, const struct mbox_table *table)
 
 		mbox_extent(table, i, &start, &end);
 		ck_assert_uint_eq(start, message->offset);
-		ck_assert_uint_le(message->offset + message->separator_length +
-			message->content_length,
-		    end);
+		ck_assert_uint_le(
+		    message->offset + message->separator_length + message->content_length, end);
 		ck_assert_uint_eq(message->octets, octets_of(content, message->content_length));
 		total += message->octets;
 		ck_assert_ptr_nonnull(verifier);
 		mbox_verifier_feed(verifier, spool + message->offset,
-		    message->separator_length + message->content_length);
+				   message->separator_length + message->content_length);
 		matches = mbox_verifier_matches(verifier);
 		mbox_verifier_free(verifier);
 		ck_assert(matches);
@@ -139,10 +138,10 @@ expect(const char *spool, size_t size, const struct expected *expected, uint32_t
 
 START_TEST(a_spool_of_two_messages)
 {
-	EXPECT(SEP "Subject: a\n\nbody\n\n" SEP "Subject: b\n\nmore\n\n",
-	    { 0, SEP_SIZE, 17 }, { SEP_SIZE + 18, SEP_SIZE, 17 });
-	EXPECT(SEP "Subject: a\n\nbody\n\n" OTHER "Subject: b\n\nmore\n\n",
-	    { 0, SEP_SIZE, 17 }, { SEP_SIZE + 18, sizeof OTHER - 1, 17 });
+	EXPECT(SEP "Subject: a\n\nbody\n\n" SEP "Subject: b\n\nmore\n\n", { 0, SEP_SIZE, 17 },
+	       { SEP_SIZE + 18, SEP_SIZE, 17 });
+	EXPECT(SEP "Subject: a\n\nbody\n\n" OTHER "Subject: b\n\nmore\n\n", { 0, SEP_SIZE, 17 },
+	       { SEP_SIZE + 18, sizeof OTHER - 1, 17 });
 }
 END_TEST
 
@@ -167,7 +166,7 @@ START_TEST(a_missing_final_line_end)
 	EXPECT("From a Wed Nov  9 13:31:08 1994", { 0, SEP_SIZE - 1, 0 });
 	EXPECT("From a Wed Nov  9 13:31:08 1994\r", { 0, SEP_SIZE, 0 });
 	EXPECT(SEP "A: b\n\nFrom a Wed Nov  9 13:31:08 1994", { 0, SEP_SIZE, 5 },
-	    { SEP_SIZE + 6, SEP_SIZE - 1, 0 });
+	       { SEP_SIZE + 6, SEP_SIZE - 1, 0 });
 }
 END_TEST
 
@@ -177,9 +176,9 @@ START_TEST(messages_without_body_or_header)
 	EXPECT(SEP "\n", { 0, SEP_SIZE, 0 });
 	EXPECT(SEP "\n\n", { 0, SEP_SIZE, 1 });
 	EXPECT(SEP "\n" SEP "\n" SEP, { 0, SEP_SIZE, 0 }, { SEP_SIZE + 1, SEP_SIZE, 0 },
-	    { 2 * SEP_SIZE + 2, SEP_SIZE, 0 });
+	       { 2 * SEP_SIZE + 2, SEP_SIZE, 0 });
 	EXPECT(SEP "A: b\n\n" SEP "A: b\n\n\n" SEP "\n\nbody\n", { 0, SEP_SIZE, 5 },
-	    { SEP_SIZE + 6, SEP_SIZE, 6 }, { 2 * SEP_SIZE + 13, SEP_SIZE, 7 });
+	       { SEP_SIZE + 6, SEP_SIZE, 6 }, { 2 * SEP_SIZE + 13, SEP_SIZE, 7 });
 }
 END_TEST
 
@@ -199,44 +198,44 @@ END_TEST
 START_TEST(body_lines_that_begin_like_a_separator)
 {
 	EXPECT(SEP "A: b\n\nx\n\nFrom here on\n\nx\n\n" SEP, { 0, SEP_SIZE, 25 },
-	    { SEP_SIZE + 26, SEP_SIZE, 0 });
+	       { SEP_SIZE + 26, SEP_SIZE, 0 });
 	EXPECT(SEP "A: b\n\n>" SEP "\n" SEP, { 0, SEP_SIZE, 7 + SEP_SIZE },
-	    { 2 * SEP_SIZE + 8, SEP_SIZE, 0 });
+	       { 2 * SEP_SIZE + 8, SEP_SIZE, 0 });
 	EXPECT(SEP "A: b\n\nFrom \n\nFrom\n\nFro\n\nFr\n\nF\n\n\n" SEP, { 0, SEP_SIZE, 31 },
-	    { SEP_SIZE + 32, SEP_SIZE, 0 });
+	       { SEP_SIZE + 32, SEP_SIZE, 0 });
 	EXPECT(SEP "\nFrom a\n\nFrom a\n\n" SEP "\nFrom b\n" SEP, { 0, SEP_SIZE, 16 },
-	    { SEP_SIZE + 17, SEP_SIZE, 8 + SEP_SIZE });
+	       { SEP_SIZE + 17, SEP_SIZE, 8 + SEP_SIZE });
 	EXPECT(SEP "\nFrom a Wed Nov  9 13:31:08 94\n\n" SEP, { 0, SEP_SIZE, 31 },
-	    { SEP_SIZE + 32, SEP_SIZE, 0 });
+	       { SEP_SIZE + 32, SEP_SIZE, 0 });
 	EXPECT(SEP "\nFrom a Wed Nov  9 13:31:08 1994 \n\n" SEP, { 0, SEP_SIZE, 34 },
-	    { SEP_SIZE + 35, SEP_SIZE, 0 });
+	       { SEP_SIZE + 35, SEP_SIZE, 0 });
 }
 END_TEST
 
 START_TEST(separators_with_crlf)
 {
 	EXPECT("From a Wed Nov  9 13:31:08 1994\r\nA: b\n\nc\n\n" SEP, { 0, SEP_SIZE + 1, 8 },
-	    { SEP_SIZE + 10, SEP_SIZE, 0 });
+	       { SEP_SIZE + 10, SEP_SIZE, 0 });
 	EXPECT("From a Wed Nov  9 13:31:08 1994\r\nA: b\r\n\r\nc\r\n\r\n"
 	       "From a Wed Nov  9 13:31:08 1994\r\nA: b\r\n\r\nc\r\n\r\n",
-	    { 0, SEP_SIZE + 1, 2 * 13 + SEP_SIZE + 1 });
+	       { 0, SEP_SIZE + 1, 2 * 13 + SEP_SIZE + 1 });
 	EXPECT("From a Wed Nov  9 13:31:08 1994\r\n\n"
 	       "From a Wed Nov  9 13:31:08 1994\r\n\r\n",
-	    { 0, SEP_SIZE + 1, 0 }, { SEP_SIZE + 2, SEP_SIZE + 1, 2 });
+	       { 0, SEP_SIZE + 1, 0 }, { SEP_SIZE + 2, SEP_SIZE + 1, 2 });
 }
 END_TEST
 
 START_TEST(nul_and_8_bit_bytes_are_content)
 {
 	EXPECT(SEP "A: \0b\xff\n\n\0\0\xe4\0\n\0\n\n" SEP "\0\n\n", { 0, SEP_SIZE, 15 },
-	    { SEP_SIZE + 16, SEP_SIZE, 2 });
+	       { SEP_SIZE + 16, SEP_SIZE, 2 });
 }
 END_TEST
 
 START_TEST(carriage_returns_are_counted_right)
 {
 	EXPECT(SEP "A: b\r\n\r\nlone\rcr\n\r\r\n\n\r\nmixed\r\n\n" SEP "end\r", { 0, SEP_SIZE, 29 },
-	    { SEP_SIZE + 30, SEP_SIZE, 4 });
+	       { SEP_SIZE + 30, SEP_SIZE, 4 });
 }
 END_TEST
 
@@ -288,14 +287,14 @@ START_TEST(garbage_before_the_first_separator_is_an_error)
 	static const char three[] = "\r\n" SEP;
 	static const char four[] = "\0\nFrom";
 
-	expect_garbage(one, sizeof one - 1,
-	    GARBAGE("0", "rom a Wed Nov  9 13:31:08 1994"));
-	expect_garbage(two, sizeof two - 1, GARBAGE("2", "?Garbage???From a Wed Nov  9 13:31:08 199"));
+	expect_garbage(one, sizeof one - 1, GARBAGE("0", "rom a Wed Nov  9 13:31:08 1994"));
+	expect_garbage(two, sizeof two - 1,
+		       GARBAGE("2", "?Garbage???From a Wed Nov  9 13:31:08 19"));
 	expect_garbage(three, sizeof three - 1, GARBAGE("0", "?"));
 	expect_garbage(four, sizeof four - 1, GARBAGE("2", "From"));
 	memset(long_line, 'x', sizeof long_line);
 	expect_garbage(long_line, sizeof long_line,
-	    GARBAGE("0", "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"));
+		       GARBAGE("0", "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"));
 #undef GARBAGE
 }
 END_TEST
@@ -319,9 +318,10 @@ END_TEST
 /* A spool with everything in it, cut in two at every byte. */
 START_TEST(one_cut_at_every_byte)
 {
-	static const char spool[] = "\0\n" SEP "X-UIDL: trusted\nA: b\n\nbody\n\n\nFrom me\n\n" OTHER
-				    "X-UIDL: trusted\r\nC: d\r\n\r\ncr\r\nlone\r\n\n" SEP "\n" SEP
-				    "\n\n\n" SEP "X-UIDL: other\n\n\nFrom \n\nF\n\n" SEP "end\r";
+	static const char spool[] =
+	    "\0\n" SEP "X-UIDL: trusted\nA: b\n\nbody\n\n\nFrom me\n\n" OTHER
+	    "X-UIDL: trusted\r\nC: d\r\n\r\ncr\r\nlone\r\n\n" SEP "\n" SEP "\n\n\n" SEP
+	    "X-UIDL: other\n\n\nFrom \n\nF\n\n" SEP "end\r";
 	const size_t size = sizeof spool - 1;
 	struct mbox_table whole, cut;
 	struct error error;
@@ -334,8 +334,8 @@ START_TEST(one_cut_at_every_byte)
 
 		ck_assert_ptr_nonnull(scanner);
 		ck_assert_int_eq(mbox_scanner_feed(scanner, spool, first, &error), 0);
-		ck_assert_int_eq(
-		    mbox_scanner_feed(scanner, spool + first, size - first, &error), 0);
+		ck_assert_int_eq(mbox_scanner_feed(scanner, spool + first, size - first, &error),
+				 0);
 		ck_assert_int_eq(mbox_scanner_finish(scanner, &cut, &error), 0);
 		mbox_scanner_free(scanner);
 		expect_equal_tables(&cut, &whole);
@@ -348,10 +348,10 @@ END_TEST
 START_TEST(unique_ids_come_out_of_the_scan)
 {
 	static const char *const expected[] = { "trusted", "@", "@", "@", "", "other" };
-	static const char spool[] = SEP "X-UIDL: trusted\nA: b\n\nc\n\n" SEP
-					"X-UIDL: trusted\nA: b\n\nc\n\n" SEP "A: b\n\nc\n\n" SEP
-					"A: b\nX-UIDL: forged\n\nc\n\n" SEP "A: b\n\nd\n\n" SEP
-					"X-UIDL: other\nA: b\n\nc\n\n";
+	static const char spool[] =
+	    SEP "X-UIDL: trusted\nA: b\n\nc\n\n" SEP "X-UIDL: trusted\nA: b\n\nc\n\n" SEP
+		"A: b\n\nc\n\n" SEP "A: b\nX-UIDL: forged\n\nc\n\n" SEP "A: b\n\nd\n\n" SEP
+		"X-UIDL: other\nA: b\n\nc\n\n";
 	static const char *const suffix[] = { "", "", ".2", ".3", "", "" };
 	char base[UIDL_MAX_LENGTH + 1] = "", uid[UIDL_MAX_LENGTH + 1];
 	struct mbox_table table;
@@ -531,9 +531,17 @@ model_scan(const char *spool, size_t size, struct expected *expected)
 
 START_TEST(random_spools_match_a_line_by_line_model)
 {
-	static const char *const parts[] = { "\n", "\n", "\n", "\n\n", SEP, SEP, SEP, OTHER, "From ",
-		"F", "\r\n", "\r", "x", "Subject: y\n", "X-UIDL: a\n", "Status: RO\n", ".\n",
-		"abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyz0123456789\n" };
+	static const char *const parts[] = {
+		"\n",	       "\n",
+		"\n",	       "\n\n",
+		SEP,	       SEP,
+		SEP,	       OTHER,
+		"From ",       "F",
+		"\r\n",	       "\r",
+		"x",	       "Subject: y\n",
+		"X-UIDL: a\n", "Status: RO\n",
+		".\n",	       "abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyz0123456789\n"
+	};
 
 	srandom(3);
 	for (int round = 0; round < 4000; round++) {
@@ -544,22 +552,22 @@ START_TEST(random_spools_match_a_line_by_line_model)
 		struct error error;
 
 		for (int i = (int)(random() % 60); i > 0; i--) {
-			const char *part = parts[(size_t)random() %
-			    (sizeof parts / sizeof parts[0])];
+			const char *part =
+			    parts[(size_t)random() % (sizeof parts / sizeof parts[0])];
 
 			memcpy(spool + size, part, strlen(part));
 			size += strlen(part);
 		}
 		count = model_scan(spool, size, expected);
 		ck_assert_int_eq(scan_pieces(spool, size, size, &whole, &error), 0);
-		ck_assert_int_eq(
-		    scan_pieces(spool, size, 1 + (size_t)random() % 100, &cut, &error), 0);
+		ck_assert_int_eq(scan_pieces(spool, size, 1 + (size_t)random() % 100, &cut, &error),
+				 0);
 		expect_equal_tables(&whole, &cut);
 		ck_assert_uint_eq(whole.count, count);
 		for (size_t i = 0; i < count; i++) {
 			ck_assert_uint_eq(whole.messages[i].offset, expected[i].offset);
 			ck_assert_uint_eq(whole.messages[i].content_length,
-			    expected[i].content_length);
+					  expected[i].content_length);
 		}
 		check_table(spool, size, &whole);
 		mbox_table_free(&whole);
@@ -639,12 +647,13 @@ START_TEST(verification_sees_every_changed_byte_but_mutable_fields)
 	for (size_t i = 1; i < table.messages[1].offset - 1; i++) {
 		memcpy(copy, spool, sizeof copy);
 		copy[i]++;
-		ck_assert_int_eq(verify(copy, size, &table.messages[0]), i == status + 7 || i == status + 8);
+		ck_assert_int_eq(verify(copy, size, &table.messages[0]),
+				 i == status + 7 || i == status + 8);
 		ck_assert(verify(copy, size, &table.messages[1]));
 	}
 	for (size_t cut = 0; cut < size; cut++) {
 		ck_assert_int_eq(verify(spool, cut, &table.messages[0]),
-		    cut >= table.messages[1].offset - 1);
+				 cut >= table.messages[1].offset - 1);
 		ck_assert_int_eq(verify(spool, cut, &table.messages[1]), cut >= size - 1);
 	}
 	mbox_table_free(&table);
@@ -678,8 +687,8 @@ START_TEST(verification_compares_every_member)
 	message.content_length = UINT64_MAX;
 	ck_assert_int_eq(mbox_verify(&store_io_system, -1, &message, &matches, &error), -1);
 	ck_assert_int_eq(error.code, ERROR_INTERNAL);
-	ck_assert_int_eq(
-	    mbox_verify(&store_io_system, -1, &table.messages[0], &matches, &error), -1);
+	ck_assert_int_eq(mbox_verify(&store_io_system, -1, &table.messages[0], &matches, &error),
+			 -1);
 	ck_assert_int_eq(error.system_errno, EBADF);
 	mbox_table_free(&table);
 	mbox_verifier_free(NULL);

@@ -28,7 +28,8 @@ struct scripted {
 static int
 next_step(struct scripted *scripted, int whole)
 {
-	int step = scripted->calls < scripted->step_count ? scripted->steps[scripted->calls] : whole;
+	int step =
+	    scripted->calls < scripted->step_count ? scripted->steps[scripted->calls] : whole;
 
 	scripted->calls++;
 	if (step < 0) {
@@ -108,7 +109,8 @@ scripted_io(struct scripted *scripted)
 
 START_TEST(a_read_is_continued_until_it_is_whole)
 {
-	struct scripted scripted = { .steps = { 1, -EINTR, 5, -EINTR, -EINTR, 2 }, .step_count = 6 };
+	struct scripted scripted = { .steps = { 1, -EINTR, 5, -EINTR, -EINTR, 2 },
+				     .step_count = 6 };
 	struct store_io io = scripted_io(&scripted);
 	struct error error = { 0 };
 	char buffer[20];
@@ -131,8 +133,7 @@ START_TEST(a_premature_end_means_that_the_file_has_shrunk)
 
 	ck_assert_int_eq(store_read(&io, 7, buffer, sizeof buffer, AT, "the spool", &error), -1);
 	ck_assert_int_eq(error.code, ERROR_CHANGED);
-	ck_assert_str_eq(error.text,
-	    "the spool has shrunk: it ends at offset 103, before 120");
+	ck_assert_str_eq(error.text, "the spool has shrunk: it ends at offset 103, before 120");
 	scripted.calls = 0;
 	ck_assert_int_eq(
 	    store_read_some(&io, 7, buffer, sizeof buffer, AT, &got, "the spool", &error), 0);
@@ -213,7 +214,7 @@ END_TEST
 START_TEST(sync_and_truncate_survive_interruption_and_report_failure)
 {
 	struct scripted scripted = { .steps = { -EINTR, -EINTR, 0, -EINTR, 0, -EIO, -EDQUOT },
-		.step_count = 7 };
+				     .step_count = 7 };
 	struct store_io io = scripted_io(&scripted);
 	struct error error = { 0 };
 

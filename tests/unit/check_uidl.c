@@ -23,7 +23,7 @@ struct derived {
 
 static void
 derive(struct uidl_digest *digest, const char *bytes, size_t size, size_t piece,
-    struct derived *derived)
+       struct derived *derived)
 {
 	struct mbox_message message = { .uid = 1 };
 	struct mbox_table table = { .count = 0 };
@@ -75,9 +75,9 @@ static const struct vector vectors[] = {
 	VECTOR(FROM "\nSubject: hi\n folded\n\n.\n\0\xff\n", "-nIGZiDpJpH36gNN0d06yw"),
 	VECTOR(FROM "\nStatus: RO\nsubject: hi\nSTATUS: O\n more\nx-keywords:\n\ta\nSubject: x\n\n"
 		    "Hello\n",
-	    "VwsdmS_VBYdj2ay_1qNE0A"),
+	       "VwsdmS_VBYdj2ay_1qNE0A"),
 	VECTOR(FROM "\nLines:\nStatus : a\nX-IMAPbase: 1\nX-Imapper: 1\nX-UIDLx: a\n\nHello\n",
-	    "RmEkHSLssVmneYVKqePaVQ"),
+	       "RmEkHSLssVmneYVKqePaVQ"),
 };
 
 START_TEST(short_vectors)
@@ -93,7 +93,7 @@ START_TEST(short_vectors)
 
 			derive(digest, vector->message, vector->size, piece, &derived);
 			ck_assert_msg(strcmp(derived.uid, vector->uid) == 0,
-			    "vector %zu in pieces of %zu: %s", i, piece, derived.uid);
+				      "vector %zu in pieces of %zu: %s", i, piece, derived.uid);
 			ck_assert_str_eq(derived.candidate, "");
 		}
 	}
@@ -113,7 +113,7 @@ START_TEST(vector_of_a_large_body)
 	memcpy(message, header, size);
 	for (int i = 0; i < 5000; i++)
 		size += (size_t)snprintf(message + size, 400000 - size,
-		    "%06d abcdefghijklmnopqrstuvwxyz0123456789\n", i);
+					 "%06d abcdefghijklmnopqrstuvwxyz0123456789\n", i);
 	for (size_t piece = 1; piece < 500000; piece = piece * 3 + 1) {
 		struct derived derived;
 
@@ -162,9 +162,10 @@ START_TEST(the_cut_of_long_lines_does_not_matter)
 			int size;
 
 			memset(fill, 'z', sizeof fill);
-			size = snprintf(message, sizeof message, "%s\n%s%.*s%s%s", FROM,
-			    begins[kind % 4], (int)(length - strlen(begins[kind % 4])), fill,
-			    ends[kind / 4], ends[kind / 4][1] ? "B: c\n\nd\n" : "");
+			size =
+			    snprintf(message, sizeof message, "%s\n%s%.*s%s%s", FROM,
+				     begins[kind % 4], (int)(length - strlen(begins[kind % 4])),
+				     fill, ends[kind / 4], ends[kind / 4][1] ? "B: c\n\nd\n" : "");
 			derive(digest, message, (size_t)size, sizeof message, &whole);
 			for (size_t piece = 1; piece < 160; piece++) {
 				derive(digest, message, (size_t)size, piece, &cut);
@@ -189,9 +190,12 @@ expect_same(const char *a, const char *b, bool same)
 
 START_TEST(mutable_fields_do_not_count)
 {
-	static const char *const fields[] = { "Status: RO\n", "status:\n", "X-Status: A\n",
-		"X-Keywords: a\n\tb\n c\n", "X-UID: 1\n", "X-IMAP: 1 2\n", "X-IMAPbase: 1 2\n",
-		"X-UIDL: abc\n", "Content-Length: 5\n", "LINES: 1\n", "Status: RO\r\n" };
+	static const char *const fields[] = { "Status: RO\n",	     "status:\n",
+					      "X-Status: A\n",	     "X-Keywords: a\n\tb\n c\n",
+					      "X-UID: 1\n",	     "X-IMAP: 1 2\n",
+					      "X-IMAPbase: 1 2\n",   "X-UIDL: abc\n",
+					      "Content-Length: 5\n", "LINES: 1\n",
+					      "Status: RO\r\n" };
 	char message[200];
 
 	for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++) {
@@ -212,7 +216,7 @@ START_TEST(everything_else_counts)
 	const char *message = FROM "\nA: b\nC: d\n\ne\n";
 
 	expect_same(message, "From qpop@example.org Wed Nov  9 13:31:09 1994\nA: b\nC: d\n\ne\n",
-	    false);
+		    false);
 	expect_same(message, FROM "\nA: b\nC: d\n\nf\n", false);
 	expect_same(message, FROM "\nA: b\nC: d\n\n\ne\n", false);
 	expect_same(message, FROM "\nC: d\nA: b\n\ne\n", false);
@@ -239,7 +243,7 @@ expect_candidate(const char *rest, const char *candidate)
 
 		derive(digest, message, (size_t)size, piece, &derived);
 		ck_assert_msg(strcmp(derived.candidate, candidate) == 0, "%s: %s", rest,
-		    derived.candidate);
+			      derived.candidate);
 	}
 	uidl_digest_free(digest);
 }
@@ -256,7 +260,7 @@ START_TEST(an_x_uidl_in_the_first_place_is_a_candidate)
 	expect_candidate("X-UIDL: "
 			 "1234567890123456789012345678901234567890123456789012345678901234567890"
 			 "\n\n",
-	    "1234567890123456789012345678901234567890123456789012345678901234567890");
+			 "1234567890123456789012345678901234567890123456789012345678901234567890");
 }
 END_TEST
 
@@ -278,10 +282,10 @@ START_TEST(any_other_x_uidl_is_not_trusted)
 	expect_candidate("X-UIDL: "
 			 "12345678901234567890123456789012345678901234567890123456789012345678901"
 			 "\n\n",
-	    "");
+			 "");
 	expect_candidate("X-UIDL:                                                               "
 			 "                                 abc\n\n",
-	    "");
+			 "");
 }
 END_TEST
 
@@ -368,12 +372,12 @@ number(struct numbering *numbering, const char *digests, const char *const *cand
 		numbering->candidates_size += strlen(at) + 1;
 	}
 	ck_assert_int_eq(uidl_assign(&numbering->table,
-			     candidates != NULL ? numbering->candidates : NULL, numbering->offsets,
-			     &error),
-	    0);
+				     candidates != NULL ? numbering->candidates : NULL,
+				     numbering->offsets, &error),
+			 0);
 	for (uint32_t i = 0; i < numbering->table.count; i++) {
-		size_t length = uidl_format(&numbering->table, &numbering->messages[i],
-		    numbering->uids[i]);
+		size_t length =
+		    uidl_format(&numbering->table, &numbering->messages[i], numbering->uids[i]);
 
 		ck_assert_uint_eq(length, strlen(numbering->uids[i]));
 		ck_assert(uidl_valid(numbering->uids[i], length));
@@ -425,13 +429,14 @@ END_TEST
 START_TEST(base64url_is_used)
 {
 	struct mbox_message message = { .digest = { 0xff, 0xef, 0xbe, 0xfb, 0, 0, 0, 0, 0, 0, 0, 0,
-					    0, 0, 0, 0xff },
-		.uid = 12 };
+						    0, 0, 0, 0xff },
+					.uid = 12 };
 	struct mbox_table table = { .count = 0 };
 	char text[UIDL_MAX_LENGTH + 1];
 
 	ck_assert_uint_eq(uidl_format(&table, &message, text), 25);
-	ck_assert_str_eq(text, "_---" "-wAAAAAAAAAAAAAA_w.12");
+	ck_assert_str_eq(text, "_---"
+			       "-wAAAAAAAAAAAAAA_w.12");
 	message.uid = MBOX_UID_IN_STRINGS - 1;
 	ck_assert_uint_eq(uidl_format(&table, &message, text), 33);
 }
@@ -468,8 +473,10 @@ END_TEST
 
 START_TEST(an_invalid_candidate_is_not_trusted)
 {
-	const char *const candidates[] = { "a b", "", "\x80",
-		"12345678901234567890123456789012345678901234567890123456789012345678901" };
+	const char *const candidates[] = {
+		"a b", "", "\x80",
+		"12345678901234567890123456789012345678901234567890123456789012345678901"
+	};
 	struct numbering n;
 
 	number(&n, "abcd", candidates);
