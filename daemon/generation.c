@@ -357,15 +357,14 @@ drain_monitor(struct generation *generation, uint32_t seconds)
 	generation->state = GENERATION_DRAINING;
 	if (message_send(generation->monitor.fd, MESSAGE_DRAIN, &drain, NULL, 0, NULL, 0, &error) ==
 	    -1)
-		log_write(
-		    &generation->master->log, LOG_LEVEL_ERROR, "monitor: %s", error.text);
+		log_write(&generation->master->log, LOG_LEVEL_ERROR, "monitor: %s", error.text);
 }
 
 void
 generation_drain(struct generation *generation, uint32_t seconds)
 {
-	generation_drain_workers(generation, seconds);
 	drain_monitor(generation, seconds);
+	generation_drain_workers(generation, seconds);
 	set_deadline(generation, (uint64_t)seconds + 1, on_drain_deadline);
 }
 
@@ -381,9 +380,25 @@ on_retire_deadline(sd_event_source *source, uint64_t usec, void *userdata)
 void
 generation_retire(struct generation *generation, uint32_t seconds)
 {
-	generation_retire_workers(generation);
 	drain_monitor(generation, seconds);
+	generation_retire_workers(generation);
 	set_deadline(generation, seconds, on_retire_deadline);
+}
+
+void
+generations_limit(struct master *master)
+{
+	struct generation *oldest = NULL;
+	unsigned count = 0;
+
+	for (struct generation *generation = master->generations; generation != NULL;
+	     generation = generation->next) {
+		count++;
+		if (generation->state == GENERATION_DRAINING)
+			oldest = generation;
+	}
+	if (count > GENERATIONS_MAX && oldest != NULL)
+		generation_end_workers(oldest);
 }
 
 static void

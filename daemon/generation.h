@@ -97,6 +97,9 @@ void generation_retire(struct generation *generation, uint32_t seconds);
 /* No new connections, no new logins; open sessions may go on for that many seconds. */
 void generation_drain(struct generation *generation, uint32_t seconds);
 
+/* Where too many generations drain, the oldest has had its time. */
+void generations_limit(struct master *master);
+
 /* Close every channel: what still runs ends by itself. The generation is freed. */
 void generation_end(struct generation *generation);
 

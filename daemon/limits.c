@@ -124,6 +124,19 @@ limits_check(const struct limits *limits, const struct settings *settings,
 	return LIMITS_ADMIT;
 }
 
+const char *
+limits_reached(enum limits_answer answer)
+{
+	switch (answer) {
+	case LIMITS_TOO_MANY_FROM_ADDRESS:
+		return "max-connections-per-address";
+	case LIMITS_TOO_MANY_UNAUTHENTICATED:
+		return "max-unauthenticated";
+	default:
+		return "max-connections";
+	}
+}
+
 struct connection *
 limits_add(struct limits *limits, const struct sockaddr_storage *peer, uint64_t session,
     struct worker *worker, struct connection **list)

@@ -41,6 +41,9 @@ void limits_free(struct limits *limits);
 enum limits_answer limits_check(const struct limits *limits, const struct settings *settings,
     const struct sockaddr_storage *peer);
 
+/* The setting that an answer other than LIMITS_ADMIT speaks of. */
+const char *limits_reached(enum limits_answer answer);
+
 /*
  * Count a new connection (IPv6 by /64) and hook it into the worker's list, whose head is *list.
  * NULL only when memory is exhausted. Ended by limits_remove.

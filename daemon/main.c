@@ -12,6 +12,7 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <syslog.h>
 #include <systemd/sd-daemon.h>
 #include <unistd.h>
 
@@ -24,6 +25,8 @@ enum {
 	EXIT_REFUSED = 1
 };
 
+#define NOT_CONFIGURED "-ERR [SYS/PERM] The service is not configured correctly.\r\n"
+
 /* inetd and xinetd: standard input is the client's connection. */
 static bool
 is_connected_socket(int fd)
@@ -34,6 +37,15 @@ is_connected_socket(int fd)
 	return getpeername(fd, (struct sockaddr *)&peer, &size) == 0;
 }
 
+/* Under inetd there is no logger yet, and standard error is the client's connection. */
+static void
+complain_to_syslog(const struct master *master, const char *text)
+{
+	openlog("popper", LOG_PID, (int)master->settings->log_facility);
+	syslog(LOG_ERR, "%s", text);
+	closelog();
+}
+
 /*
  * Tell why the service cannot start: to the log, to standard error, and under inetd (where standard
  * error is the client's connection) as the one line that POP3 knows.
@@ -42,9 +54,8 @@ static int
 refuse(struct master *master, const char *reason)
 {
 	if (master->mode == MASTER_SINGLE) {
-		master_refuse(master->single_fd, false,
-		    "-ERR [SYS/PERM] The service is not configured correctly.\r\n");
-		log_write(&master->log, LOG_LEVEL_ERROR, "%s", reason);
+		master_refuse(master->single_fd, false, NOT_CONFIGURED);
+		complain_to_syslog(master, reason);
 	} else {
 		fprintf(stderr, "popper: %s\n", reason);
 	}
@@ -60,7 +71,7 @@ show_report(struct master *master, const struct settings_report *report)
 		return;
 	}
 	for (size_t i = 0; i < report->count; i++)
-		log_write(&master->log, LOG_LEVEL_ERROR, "%s", report->complaints[i].text);
+		complain_to_syslog(master, report->complaints[i].text);
 }
 
 /* ---- what must be there ---- */
@@ -228,6 +239,7 @@ static int
 run(struct master *master, const struct settings_command_line *command_line)
 {
 	struct error error;
+	int status;
 
 	if (master->mode == MASTER_STANDALONE) {
 		struct listeners none = { .count = 0 };
@@ -242,7 +254,10 @@ run(struct master *master, const struct settings_command_line *command_line)
 				    &master->logger, &error) == -1)
 		return refuse(master, error.text);
 	log_start(&master->log, master->logger.send_fd, "master", master->settings->debug);
-	return master_run(master);
+	status = master_run(master);
+	if (status != EXIT_OK && master->single_fd != -1)
+		master_refuse(master->single_fd, false, NOT_CONFIGURED);
+	return status;
 }
 
 static int

@@ -49,19 +49,6 @@ master_refuse(int fd, bool implicit_tls, const char *answer)
 	close(fd);
 }
 
-static const char *
-refusal_of(enum limits_answer answer)
-{
-	switch (answer) {
-	case LIMITS_TOO_MANY_FROM_ADDRESS:
-		return "max-connections-per-address";
-	case LIMITS_TOO_MANY_UNAUTHENTICATED:
-		return "max-unauthenticated";
-	default:
-		return "max-connections";
-	}
-}
-
 /* A flood must not become a flood of records: one every ten seconds, with the number. */
 static void
 log_refusal(struct master *master, enum limits_answer answer)
@@ -72,7 +59,7 @@ log_refusal(struct master *master, enum limits_answer answer)
 	if (master->refused_at != 0 && now - master->refused_at < REFUSAL_RECORD_USEC)
 		return;
 	log_write(&master->log, LOG_LEVEL_WARNING, "%llu connections refused: %s is reached",
-	    (unsigned long long)master->refused, refusal_of(answer));
+	    (unsigned long long)master->refused, limits_reached(answer));
 	master->refused = 0;
 	master->refused_at = now;
 }
@@ -210,6 +197,21 @@ log_serving(struct master *master, const struct generation *generation)
 	    sandbox_layers_text(generation->layers | SANDBOX_SECCOMP, layers, sizeof layers));
 }
 
+static void start_reload(struct master *master);
+static void restore(struct master *master);
+
+/* New settings are in force, or refused for good. */
+static void
+reload_over(struct master *master)
+{
+	master->reloading = false;
+	sd_notify(0, "READY=1");
+	if (!master->reload_again || master->stopping)
+		return;
+	master->reload_again = false;
+	start_reload(master);
+}
+
 void
 master_generation_ready(struct master *master, struct generation *generation)
 {
@@ -227,8 +229,7 @@ master_generation_ready(struct master *master, struct generation *generation)
 		return;
 	}
 	set_listening(master, true);
-	master->reloading = false;
-	sd_notify(0, "READY=1");
+	reload_over(master);
 }
 
 static void schedule_restart(struct master *master);
@@ -236,12 +237,13 @@ static void schedule_restart(struct master *master);
 void
 master_generation_failed(struct master *master, struct generation *generation, const char *reason)
 {
+	if (master->current != NULL)
+		restore(master);
 	log_write(&master->log, LOG_LEVEL_ERROR, "%s could not start%s", reason,
 	    master->current != NULL ? ": the old settings stay in force" : "");
 	generation_end(generation);
 	if (master->current != NULL) {
-		master->reloading = false;
-		sd_notify(0, "READY=1");
+		reload_over(master);
 	} else if (master->served) {
 		schedule_restart(master);
 	} else {
@@ -383,6 +385,18 @@ renew_logger(struct master *master, const struct settings *settings, struct erro
 	return 0;
 }
 
+/* Addresses and log of the settings in force, after others were refused halfway. */
+static void
+restore(struct master *master)
+{
+	struct error error;
+
+	if (rebind(master, master->settings, &error) == -1 ||
+	    renew_logger(master, master->settings, &error) == -1)
+		log_write(&master->log, LOG_LEVEL_ERROR, "cannot return to the old settings: %s",
+		    error.text);
+}
+
 static int
 try_reload(struct master *master, struct error *error)
 {
@@ -396,52 +410,48 @@ try_reload(struct master *master, struct error *error)
 		return error_set(error, ERROR_FORMAT, "the new configuration has errors");
 	if ((settings->tls_server_cert_file[0] != '\0' &&
 		spawn_check_certificate(settings, error) == -1) ||
-	    rebind(master, settings, error) == -1 || renew_logger(master, settings, error) == -1) {
+	    rebind(master, settings, error) == -1) {
 		settings_free(settings);
 		return -1;
 	}
-	return generation_start(master, settings, &generation, error);
+	if (renew_logger(master, settings, error) == -1)
+		settings_free(settings);
+	else if (generation_start(master, settings, &generation, error) == 0)
+		return 0;
+	restore(master);
+	return -1;
 }
 
-/* Too many generations that drain: the oldest has had its time. */
 static void
-limit_generations(struct master *master)
+start_reload(struct master *master)
 {
-	struct generation *oldest = NULL;
-	unsigned count = 0;
+	struct error error;
+	uint64_t now;
 
-	for (struct generation *generation = master->generations; generation != NULL;
-	     generation = generation->next) {
-		count++;
-		if (generation->state == GENERATION_DRAINING)
-			oldest = generation;
+	master->reloading = true;
+	now = now_usec(master);
+	sd_notifyf(0, "RELOADING=1\nMONOTONIC_USEC=%llu", (unsigned long long)now);
+	generations_limit(master);
+	if (try_reload(master, &error) == -1) {
+		log_write(&master->log, LOG_LEVEL_ERROR,
+		    "reload refused, the old settings stay in force: %s", error.text);
+		reload_over(master);
 	}
-	if (count > GENERATIONS_MAX && oldest != NULL)
-		generation_end_workers(oldest);
 }
 
 static int
 on_reload(sd_event_source *source, const struct signalfd_siginfo *information, void *userdata)
 {
 	struct master *master = userdata;
-	struct error error;
-	uint64_t now;
 
 	(void)source;
 	(void)information;
-	if (master->stopping || master->reloading || master->current == NULL ||
-	    master->mode == MASTER_SINGLE)
+	if (master->stopping || master->mode == MASTER_SINGLE)
 		return 0;
-	master->reloading = true;
-	now = now_usec(master);
-	sd_notifyf(0, "RELOADING=1\nMONOTONIC_USEC=%llu", (unsigned long long)now);
-	limit_generations(master);
-	if (try_reload(master, &error) == -1) {
-		log_write(&master->log, LOG_LEVEL_ERROR,
-		    "reload refused, the old settings stay in force: %s", error.text);
-		master->reloading = false;
-		sd_notify(0, "READY=1");
-	}
+	if (master->reloading || master->current == NULL)
+		master->reload_again = true;
+	else
+		start_reload(master);
 	return 0;
 }
 

@@ -32,6 +32,8 @@
 	1800 /* then an updating one is killed and recovery goes on                                \
 	      */
 #define MONITOR_LOCK_RETRY_MS	  200
+#define MONITOR_SESSION_GRACE_MS 500 /* until a session lock that is busy means [IN-USE] */
+#define MONITOR_SESSION_RETRY_MS 20
 #define MONITOR_RECOVERY_RETRY_MS 30000
 #define MONITOR_SWEEP_MS	  1000
 

@@ -83,6 +83,17 @@ monitor_remove_session_file(
 		    names->temp_directory, names->session, error.text);
 }
 
+void
+monitor_job_forget_agent(struct monitor *monitor, struct job *job)
+{
+	if (job->channel == NULL)
+		return;
+	job->channel->job = NULL;
+	monitor_channel_close(monitor, job->channel);
+	job->channel = NULL;
+	monitor->agents--;
+}
+
 /* Free what the job holds; it leaves the list in monitor_jobs_run. */
 void
 monitor_job_finish(struct monitor *monitor, struct job *job)
@@ -98,12 +109,7 @@ monitor_job_finish(struct monitor *monitor, struct job *job)
 	if (job->slot != NULL && journal_slot_release(job->slot, &error) == -1)
 		log_write(monitor->log, LOG_LEVEL_ERROR, "%s", error.text);
 	job->slot = NULL;
-	if (job->channel != NULL) {
-		job->channel->job = NULL;
-		monitor_channel_close(monitor, job->channel);
-		job->channel = NULL;
-		monitor->agents--;
-	}
+	monitor_job_forget_agent(monitor, job);
 	job->phase = JOB_FINISHED;
 }
 
@@ -247,9 +253,15 @@ job_lock(struct monitor *monitor, struct job *job, int64_t now)
 		if (session_lock_try(monitor->temp_directory_fd, job->names.session,
 			monitor->privileged ? job->uid : (uid_t)-1, job->gid, &job->session_lock_fd,
 			&error) == -1) {
-			/* after a crash the worker that held it may still be on its way out */
-			if (job->kind == JOB_RECOVER && error.code == ERROR_LOCKED) {
-				job->next_ms = now + MONITOR_LOCK_RETRY_MS;
+			/*
+			 * A client that comes back at once may be faster than the end of its last
+			 * session is through; after a crash the worker that held the lock may still
+			 * be on its way out.
+			 */
+			if (error.code == ERROR_LOCKED &&
+			    (job->kind == JOB_RECOVER ||
+				now < job->started_ms + MONITOR_SESSION_GRACE_MS)) {
+				job->next_ms = now + MONITOR_SESSION_RETRY_MS;
 				return;
 			}
 			monitor_job_failed(monitor, job, &error);

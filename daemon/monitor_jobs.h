@@ -14,6 +14,8 @@ struct job *monitor_job_new(
     struct monitor *monitor, enum job_kind kind, uint64_t session, uint32_t worker);
 /* Release whatever the job holds; it leaves the list at the end of the round. */
 void monitor_job_finish(struct monitor *monitor, struct job *job);
+/* Its agent has given its result: how it ends is nobody's affair any more. */
+void monitor_job_forget_agent(struct monitor *monitor, struct job *job);
 /* It cannot go on: answer the worker by the kind of job and error, then finish. */
 void monitor_job_failed(struct monitor *monitor, struct job *job, const struct error *error);
 /* Fill job->names from job->user and, for a virtual user, passwd-file. */

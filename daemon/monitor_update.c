@@ -14,6 +14,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "daemon/user_agent.h"
+
 static void
 answer_update(struct monitor *monitor, struct job *job, const struct message_update_result *result)
 {
@@ -70,12 +72,36 @@ monitor_assign_journal(struct monitor *monitor, struct job *job, struct error *e
 	return journal_slot_assign(job->slot, &owner, error);
 }
 
+/*
+ * The agent could not have the kernel locks, whose holder may be waiting for our dot-lock: let it
+ * go for a while, and try both again as long as there is time. False when there is none.
+ */
+static bool
+lock_again(struct monitor *monitor, struct job *job)
+{
+	int64_t now = monitor_now_ms();
+	int64_t deadline = job->started_ms + monitor->settings->mail_lock_timeout * 1000;
+
+	if (job->kind != JOB_UPDATE || job->recover || job->agent_locked ||
+	    job->private_directory || now >= deadline)
+		return false;
+	monitor_release_dot_lock(monitor, job);
+	monitor_job_forget_agent(monitor, job);
+	job->phase = JOB_LOCKING;
+	job->deadline_ms = deadline;
+	job->next_ms =
+	    now + USER_AGENT_LET_GO_MS < deadline ? now + USER_AGENT_LET_GO_MS : deadline;
+	return true;
+}
+
 void
 monitor_update_finished(
     struct monitor *monitor, struct job *job, const struct message_update_result *result)
 {
 	struct error error;
 
+	if (result->status == UPDATE_LOCKED && lock_again(monitor, job))
+		return;
 	job->agent_finished = true;
 	if (result->status != UPDATE_DONE)
 		log_write(monitor->log, LOG_LEVEL_ERROR, "update of %s (%s/%s): %s", job->user,
@@ -84,8 +110,8 @@ monitor_update_finished(
 		log_write(monitor->log, LOG_LEVEL_NOTICE,
 		    "update of %s (%s/%s) completed by recovery", job->user, job->names.directory,
 		    job->names.spool);
-	answer_update(monitor, job, result);
 	if (result->recovery == RECOVERY_PENDING) {
+		answer_update(monitor, job, result);
 		job->recover = true;
 		return; /* the agent's end starts the recovery, or the next try */
 	}
@@ -94,7 +120,9 @@ monitor_update_finished(
 			log_write(monitor->log, LOG_LEVEL_ERROR, "%s", error.text);
 		job->slot = NULL;
 	}
+	/* the locks are free before the client has its answer: it may come back at once */
 	monitor_update_end(monitor, job);
+	answer_update(monitor, job, result);
 }
 
 /* An agent ended while its journal may be in force: the locks stay, and recovery starts at once. */

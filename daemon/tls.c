@@ -106,6 +106,8 @@ configure(struct tls_context *context, const struct settings *settings, struct e
 
 	SSL_CTX_set_mode(library_context, SSL_MODE_RELEASE_BUFFERS | SSL_MODE_ENABLE_PARTIAL_WRITE |
 					      SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+	/* what clients send are passwords: no copy may stay in the library's buffers */
+	SSL_CTX_set_options(library_context, SSL_OP_CLEANSE_PLAINTEXT);
 	SSL_CTX_set_alpn_select_cb(library_context, select_alpn, NULL);
 	if (tls_policy_apply(library_context, settings, error) < 0 ||
 	    set_sessions(library_context, error) < 0)

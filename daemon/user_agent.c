@@ -15,7 +15,8 @@
 
 #include "daemon/sandbox.h"
 
-#define LOCK_POLL_NANOSECONDS 50000000L /* between tries for a lock */
+#define LOCK_POLL_NANOSECONDS  50000000L /* between tries for a lock */
+#define DOT_LOCKED_PATIENCE_MS 200	 /* for the kernel locks, while a dot-lock is held */
 
 static int64_t
 now_ms(void)
@@ -34,11 +35,26 @@ pause_before_retry(void)
 	nanosleep(&pause, NULL);
 }
 
+/*
+ * Who holds the kernel locks may be waiting for the dot-lock that an update holds already (Debian
+ * policy 11.6): an update gives up soon, so that it can be let go for a while. A recovery cannot
+ * let go.
+ */
+static int64_t
+lock_patience_ms(const struct user_agent *agent)
+{
+	int64_t patience = agent->settings->mail_lock_timeout * 1000;
+
+	if (agent->kind == USER_AGENT_UPDATE && patience > DOT_LOCKED_PATIENCE_MS)
+		patience = DOT_LOCKED_PATIENCE_MS;
+	return patience;
+}
+
 int
 user_agent_lock_spool(
     const struct user_agent *agent, int fd, bool exclusive, bool network, struct error *error)
 {
-	int64_t deadline = now_ms() + agent->settings->mail_lock_timeout * 1000;
+	int64_t deadline = now_ms() + lock_patience_ms(agent);
 
 	for (;;) {
 		if (spool_lock_try(fd, exclusive, network, error) == 0)

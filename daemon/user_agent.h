@@ -56,7 +56,10 @@ int user_agent_recover(struct user_agent *agent);
 
 /* Shared between them (user_agent.c). */
 
-/* Wait for the kernel locks on fd until mail-lock-timeout is over. */
+/* A dot-lock whose holder waited for the kernel locks in vain is let go for so long. */
+#define USER_AGENT_LET_GO_MS 1100 /* deliverers look once a second */
+
+/* Wait for the kernel locks on fd until mail-lock-timeout is over; an update only a moment. */
 int user_agent_lock_spool(
     const struct user_agent *agent, int fd, bool exclusive, bool network, struct error *error);
 /* Wait for the dot-lock in directory_fd in the same way (private directories only). */

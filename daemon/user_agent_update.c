@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "lib/expunge.h"
@@ -161,13 +162,25 @@ lock_spool(struct update *update, bool *exists_out, struct error *error)
 	    agent->channel, MESSAGE_AGENT_LOCKED, &locked, NULL, 0, &update->spool_fd, 1, error);
 }
 
+/* Our own dot-lock goes only when nothing is left to recover. */
+static void
+release_dot_lock(struct update *update)
+{
+	struct error error;
+
+	if (update->dot_locked && update->result.recovery != RECOVERY_PENDING &&
+	    dot_lock_release(update->directory_fd, update->agent->names->dot_lock,
+		&update->dot_lock, &error) == -1 &&
+	    update->result.reason[0] == '\0')
+		message_text(update->result.reason, sizeof update->result.reason, error.text);
+	update->dot_locked = false;
+}
+
 static int
-lock_maildrop(struct update *update, bool *exists_out, struct error *error)
+try_locks(struct update *update, bool *exists_out, struct error *error)
 {
 	const struct user_agent *agent = update->agent;
 
-	if (user_agent_directory(agent, &update->directory_fd, error) == -1)
-		return -1;
 	if (agent->private_directory) {
 		if (user_agent_dot_lock(agent, update->directory_fd, &update->dot_lock, error) ==
 		    -1)
@@ -175,6 +188,29 @@ lock_maildrop(struct update *update, bool *exists_out, struct error *error)
 		update->dot_locked = true;
 	}
 	return lock_spool(update, exists_out, error);
+}
+
+/* Where the dot-lock is ours we let it go between tries; elsewhere the monitor does. */
+static int
+lock_maildrop(struct update *update, bool *exists_out, struct error *error)
+{
+	const struct user_agent *agent = update->agent;
+	const struct timespec pause = { .tv_sec = USER_AGENT_LET_GO_MS / 1000,
+		.tv_nsec = USER_AGENT_LET_GO_MS % 1000 * 1000000L };
+
+	if (user_agent_directory(agent, &update->directory_fd, error) == -1)
+		return -1;
+	for (int64_t tries = agent->settings->mail_lock_timeout;; tries--) {
+		if (try_locks(update, exists_out, error) == 0)
+			return 0;
+		if (error->code != ERROR_LOCKED || !update->dot_locked || tries <= 0 ||
+		    agent->kind != USER_AGENT_UPDATE)
+			return -1;
+		release_dot_lock(update);
+		close(update->spool_fd);
+		update->spool_fd = -1;
+		nanosleep(&pause, NULL);
+	}
 }
 
 /* The locks and the owner record must outlive a power loss before the first byte moves. */
@@ -221,19 +257,6 @@ apply(struct update *update, struct error *error)
 	    lock_maildrop(update, &exists, error) == -1)
 		return -1;
 	return exists ? expunge(update, error) : 0;
-}
-
-/* Our own dot-lock goes only when nothing is left to recover. */
-static void
-release_dot_lock(struct update *update)
-{
-	struct error error;
-
-	if (update->dot_locked && update->result.recovery != RECOVERY_PENDING &&
-	    dot_lock_release(update->directory_fd, update->agent->names->dot_lock,
-		&update->dot_lock, &error) == -1 &&
-	    update->result.reason[0] == '\0')
-		message_text(update->result.reason, sizeof update->result.reason, error.text);
 }
 
 static int

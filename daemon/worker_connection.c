@@ -60,6 +60,8 @@ linger(struct connection *connection)
 	struct worker *worker = connection->worker;
 	ssize_t got = recv(connection->fd, worker->chunk, WORKER_CHUNK_MAX, MSG_DONTWAIT);
 
+	if (got > 0) /* it may be a password all the same */
+		explicit_bzero(worker->chunk, (size_t)got);
 	if (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR))
 		connection_abort(connection);
 }

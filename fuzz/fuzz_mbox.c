@@ -62,7 +62,7 @@ count_octets(const char *content, size_t size, uint32_t state)
 	mbox_encoder_start(&encoder, MBOX_ENCODE_ALL);
 	for (size_t at = 0; at < size; at += used) {
 		made = mbox_encode(&encoder, content + at, next_piece(&state, size - at), &used,
-				   out, MBOX_ENCODE_SLACK + next_piece(&state, 80));
+		    out, MBOX_ENCODE_SLACK + next_piece(&state, 80));
 		require(used > 0);
 		total += made;
 		for (size_t i = 0; i < made; i++) {
@@ -85,7 +85,7 @@ check_message(const char *spool, const struct mbox_message *message, uint32_t st
 
 	require(verifier != NULL);
 	require(message->octets == count_octets(spool + message->offset + message->separator_length,
-						message->content_length, state));
+				       message->content_length, state));
 	for (size_t at = 0, part; at < size; at += part) {
 		part = next_piece(&state, size - at);
 		mbox_verifier_feed(verifier, spool + message->offset + at, part);
@@ -154,8 +154,8 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	require(whole.count == cut.count && whole.strings_size == cut.strings_size);
 	require(whole.count == 0 ||
 		memcmp(whole.messages, cut.messages, whole.count * sizeof *whole.messages) == 0);
-	require(whole.strings_size == 0 ||
-		memcmp(whole.strings, cut.strings, whole.strings_size) == 0);
+	require(
+	    whole.strings_size == 0 || memcmp(whole.strings, cut.strings, whole.strings_size) == 0);
 	check_table(spool, size, &whole, state);
 	mbox_table_free(&whole);
 	mbox_table_free(&cut);

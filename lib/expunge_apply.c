@@ -123,7 +123,8 @@ expunge_hash_output(struct expunge_move *move, const struct expunge_record *reco
 		XXH3_64bits_update(state, move->buffer, size);
 		at += size;
 	}
-	XXH3_64bits_update(state, record->mark, record->mark_length);
+	expunge_mark_fill(record, 0, move->buffer, record->mark_length);
+	XXH3_64bits_update(state, move->buffer, record->mark_length);
 	*hash_out = XXH3_64bits_digest(state);
 	result = 0;
 out:
@@ -155,6 +156,15 @@ output_size(const struct expunge_move *move)
 	return move->plan->new_size + (move->known_size - move->plan->old_size);
 }
 
+/* The length of a mark at the end of the output: into the next page, if the spool reaches there. */
+static uint64_t
+mark_length_at(const struct expunge_plan *plan, uint64_t end)
+{
+	uint64_t page_end = (end / JOURNAL_PAGE + 1) * JOURNAL_PAGE;
+
+	return minimum(page_end + JOURNAL_MARK_SIZE - end, plan->old_size - plan->new_size);
+}
+
 /* Choose the phase that follows output offset record->done; fills state, end and mark_length. */
 static void
 choose_phase(struct expunge_move *move, struct expunge_record *record)
@@ -163,7 +173,7 @@ choose_phase(struct expunge_move *move, struct expunge_record *record)
 	uint64_t remaining = total - record->done;
 	uint64_t gap = expunge_source_of(move, record->done) - record->done;
 	uint64_t image = expunge_image_limit(move->limits, record->program_size);
-	uint64_t mark = minimum(JOURNAL_MARK_SIZE, move->plan->old_size - move->plan->new_size);
+	uint64_t mark = mark_length_at(move->plan, total);
 	bool program_missing = record->program_size == 0 && record->done < move->plan->new_size;
 
 	if (remaining > image && gap >= move->limits->gap && !program_missing) {
@@ -201,7 +211,7 @@ write_payload(struct expunge_move *move, struct expunge_record *record, struct e
 	if (expunge_reserve(move, size, error) != 0 ||
 	    read_output(move, &cursor, record->done, move->buffer, image, error) != 0)
 		return -1;
-	memcpy(move->buffer + image, record->mark, record->mark_length);
+	expunge_mark_fill(record, 0, move->buffer + image, record->mark_length);
 	image += record->mark_length;
 	if (expunge_hash_blocks(move, record, move->buffer + image, error) != 0 ||
 	    expunge_hash_spool(move, record->done, image, &record->before_hash, error) != 0)
@@ -215,11 +225,7 @@ write_payload(struct expunge_move *move, struct expunge_record *record, struct e
 static int
 commit(struct expunge_move *move, struct expunge_record *record, struct error *error)
 {
-	uint64_t tail = expunge_tail_start(record);
-
-	if (expunge_anchors(move, record, &record->low_hash, &record->high_hash, error) != 0 ||
-	    expunge_hash_spool(move, tail, record->known_size - tail, &record->tail_hash, error) !=
-		0)
+	if (expunge_anchors(move, record, &record->low_hash, &record->high_hash, error) != 0)
 		return -1;
 	move->attempted = true;
 	if (expunge_journal_commit(&move->journal, record, error) != 0)
@@ -266,7 +272,8 @@ write_direct(struct expunge_move *move, struct error *error)
 	}
 	if (record->mark_length == 0)
 		return 0;
-	return store_write(move->io, move->spool_fd, record->mark, record->mark_length,
+	expunge_mark_fill(record, 0, move->buffer, record->mark_length);
+	return store_write(move->io, move->spool_fd, move->buffer, record->mark_length,
 	    (off_t)record->end, SPOOL_WHAT, error);
 }
 

@@ -67,7 +67,6 @@ static const size_t record_fields[] = {
 	offsetof(struct expunge_record, program_hash),
 	offsetof(struct expunge_record, low_hash),
 	offsetof(struct expunge_record, high_hash),
-	offsetof(struct expunge_record, tail_hash),
 };
 
 #define FIELD_COUNT (sizeof record_fields / sizeof record_fields[0])
@@ -120,11 +119,12 @@ expunge_image_limit(const struct expunge_limits *limits, uint64_t program_size)
 	uint64_t start = expunge_payload_offset(program_size);
 	uint64_t room = limits->journal > start ? limits->journal - start : 0;
 	uint64_t blocks = room / (JOURNAL_BLOCK + 8u);
+	uint64_t reserve = JOURNAL_MARK_MAX / JOURNAL_BLOCK + 3;
 
 	/* The ends of an image cut two more blocks, and the mark wants its bytes. */
-	if (blocks < 4)
+	if (blocks <= reserve)
 		return 0;
-	blocks = (blocks - 3) * JOURNAL_BLOCK;
+	blocks = (blocks - reserve) * JOURNAL_BLOCK;
 	return blocks < limits->image ? blocks : limits->image;
 }
 
@@ -138,7 +138,7 @@ record_plausible(const struct expunge_record *record, uint64_t journal_size)
 		return true;
 	if (record->known_size > INT64_MAX || record->new_size > record->old_size ||
 	    record->old_size > record->known_size || record->done > record->end ||
-	    record->end > record->known_size || record->mark_length > JOURNAL_MARK_SIZE ||
+	    record->end > record->known_size || record->mark_length > JOURNAL_MARK_MAX ||
 	    record->mark_length > record->known_size - record->end ||
 	    record->program_size > journal_size)
 		return false;
@@ -318,18 +318,12 @@ expunge_anchors(const struct expunge_move *move, const struct expunge_record *re
 	return expunge_hash_spool(move, record->known_size - high, high, high_out, error);
 }
 
-uint64_t
-expunge_tail_start(const struct expunge_record *record)
+void
+expunge_mark_fill(
+    const struct expunge_record *record, uint64_t from, unsigned char *bytes, size_t size)
 {
-	uint64_t start;
-
-	if (record->known_size == record->end)
-		return record->end;
-	start = (record->known_size - 1) / JOURNAL_BLOCK * JOURNAL_BLOCK;
-	/* Too few bytes would prove nothing. */
-	if (record->known_size - start < JOURNAL_MARK_SIZE && start >= JOURNAL_BLOCK)
-		start -= JOURNAL_BLOCK;
-	return start > record->end ? start : record->end;
+	for (size_t i = 0; i < size; i++)
+		bytes[i] = record->mark[(from + i) % JOURNAL_MARK_SIZE];
 }
 
 uint64_t

@@ -14,7 +14,9 @@
  *   void    nothing is in force
  *
  * The last phase also writes a random *mark* behind the output. As long as it stands there the
- * spool has not been cut; sizes alone cannot tell, since others may append at any time.
+ * spool has not been cut; sizes alone cannot tell, since others may append at any time. It reaches
+ * into the next page where there is one: an append behind the cut may come to the disk without the
+ * cut, and overwrites the mark only in the page in which it begins.
  *
  * The file: slot 0 at offset 0, slot 1 at JOURNAL_SLOT_DISTANCE, then the program (the segments of
  * the plan, only when the first phase cannot cover them), then the payload: the image and one hash
@@ -38,7 +40,9 @@
 #define JOURNAL_SLOT_DISTANCE  4096u /* bytes between the slots */
 #define JOURNAL_PROGRAM_OFFSET 8192u /* bytes */
 #define JOURNAL_BLOCK	       512u  /* bytes of spool per block hash: what a disk may tear at */
-#define JOURNAL_MARK_SIZE      16u   /* bytes; less where the spool shrinks by less */
+#define JOURNAL_MARK_SIZE      16u   /* bytes that are random; the mark repeats them */
+#define JOURNAL_PAGE	       4096u /* bytes that a kernel writes back, and zeroes behind a cut, at once */
+#define JOURNAL_MARK_MAX       (JOURNAL_PAGE + JOURNAL_MARK_SIZE) /* bytes of a mark */
 #define JOURNAL_ANCHOR	       65536u /* bytes of unchanging spool hashed on either side of a phase */
 
 /* Sizes that tests make small. */
@@ -70,7 +74,7 @@ struct expunge_record {
 	uint64_t known_size;	/* size of the spool, on disk, when the record was made */
 	uint64_t done;		/* output below is final */
 	uint64_t end;		/* output of this phase ends here */
-	uint64_t mark_length;	/* 0 to JOURNAL_MARK_SIZE bytes written at end */
+	uint64_t mark_length;	/* 0 to JOURNAL_MARK_MAX bytes written at end */
 	uint64_t output_hash;	/* of the output from done to end, and of the mark */
 	uint64_t before_hash;	/* of what stood where an image phase writes */
 	uint64_t payload_hash;	/* of image, mark and block hashes; image phases only */
@@ -79,7 +83,6 @@ struct expunge_record {
 	uint64_t program_hash;
 	uint64_t low_hash;  /* of up to JOURNAL_ANCHOR bytes below done */
 	uint64_t high_hash; /* of up to JOURNAL_ANCHOR bytes below known_size, from end + mark on */
-	uint64_t tail_hash; /* of the last bytes below known_size; see expunge_tail_start */
 	uint8_t mark[JOURNAL_MARK_SIZE];
 };
 
@@ -169,12 +172,9 @@ int expunge_hash_spool(const struct expunge_move *move, uint64_t offset, uint64_
 int expunge_anchors(const struct expunge_move *move, const struct expunge_record *record,
     uint64_t *low_out, uint64_t *high_out, struct error *error);
 
-/*
- * Where the bytes begin that show, besides the mark, that a spool was not cut: they lie in another
- * block than the mark whenever there is one. An append behind a cut may reach the disk without the
- * cut; it overwrites the mark, but not these.
- */
-uint64_t expunge_tail_start(const struct expunge_record *record);
+/* Bytes of the mark from its offset `from` on. */
+void expunge_mark_fill(
+    const struct expunge_record *record, uint64_t from, unsigned char *bytes, size_t size);
 
 /* One hash for each block that the record's image replaces, as the spool stands now. */
 int expunge_hash_blocks(const struct expunge_move *move, const struct expunge_record *record,

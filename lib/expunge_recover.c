@@ -13,6 +13,7 @@
 
 #define SPOOL_WHAT   "spool"
 #define JOURNAL_WHAT "journal of an expunge"
+#define MARK_PROOF   4u /* bytes of the end of a mark that an append does not make by chance */
 
 /* ---- which record is in force ---- */
 
@@ -228,53 +229,68 @@ check_source(struct expunge_move *move, bool *ours_out, struct error *error)
 	return 0;
 }
 
-/* Whether what stands at the end of the output, in a spool of this size, is the mark. */
+/* Whether bytes of the mark, from its offset `from` on, stand in the spool. */
 static int
-mark_stands(const struct expunge_move *move, uint64_t size, bool *stands_out, struct error *error)
+mark_stands(const struct expunge_move *move, uint64_t from, uint64_t length, bool *stands_out,
+    struct error *error)
 {
 	const struct expunge_record *record = &move->record;
-	uint8_t mark[JOURNAL_MARK_SIZE];
-	uint64_t length = size - record->end;
+	unsigned char expected[JOURNAL_MARK_SIZE];
+	unsigned char found[JOURNAL_MARK_SIZE];
 
-	if (length > record->mark_length)
-		length = record->mark_length;
-	if (store_read(
-		move->io, move->spool_fd, mark, length, (off_t)record->end, SPOOL_WHAT, error) != 0)
+	expunge_mark_fill(record, from, expected, length);
+	if (store_read(move->io, move->spool_fd, found, length, (off_t)(record->end + from),
+		SPOOL_WHAT, error) != 0)
 		return -1;
-	*stands_out = length > 0 && memcmp(mark, record->mark, length) == 0;
+	*stands_out = length > 0 && memcmp(found, expected, length) == 0;
 	return 0;
 }
 
+/*
+ * The last bytes of the mark that lie in one block; where that block has too few to prove anything,
+ * those of the block before.
+ */
 static int
-tail_stands(const struct expunge_move *move, bool *stands_out, struct error *error)
+mark_end_stands(const struct expunge_move *move, bool *stands_out, struct error *error)
 {
 	const struct expunge_record *record = &move->record;
-	uint64_t tail = expunge_tail_start(record);
-	uint64_t hash;
+	uint64_t end = record->end + record->mark_length;
+	uint64_t start = (end - 1) / JOURNAL_BLOCK * JOURNAL_BLOCK;
 
-	if (expunge_hash_spool(move, tail, record->known_size - tail, &hash, error) != 0)
-		return -1;
-	*stands_out = hash == record->tail_hash;
-	return 0;
+	if (end - start < MARK_PROOF && start > record->end) {
+		end = start;
+		start -= JOURNAL_BLOCK;
+	}
+	if (start < record->end)
+		start = record->end;
+	if (end - start > JOURNAL_MARK_SIZE)
+		start = end - JOURNAL_MARK_SIZE;
+	return mark_stands(move, start - record->end, end - start, stands_out, error);
 }
 
-/* A cut was on record: was it made? Both the mark and the tail lie in what is cut away. */
+/* A cut was on record: was it made? */
 static int
 estimate_cut(struct recovery *recovery, uint64_t size, struct error *error)
 {
 	const struct expunge_move *move = &recovery->move;
-	bool marked;
-	bool tail = false;
+	const struct expunge_record *record = &move->record;
+	uint64_t length = size - record->end;
+	bool begins;
+	bool ends = false;
 
-	if (mark_stands(move, size, &marked, error) != 0)
+	if (length > record->mark_length)
+		length = record->mark_length;
+	if (length > JOURNAL_MARK_SIZE)
+		length = JOURNAL_MARK_SIZE;
+	if (mark_stands(move, 0, length, &begins, error) != 0)
 		return -1;
-	if (size < move->record.known_size) {
-		recovery->progress = marked ? SPOOL_FOREIGN : SPOOL_CUT;
+	if (size < record->known_size) {
+		recovery->progress = begins ? SPOOL_FOREIGN : SPOOL_CUT;
 		return 0;
 	}
-	if (!marked && tail_stands(move, &tail, error) != 0)
+	if (!begins && mark_end_stands(move, &ends, error) != 0)
 		return -1;
-	recovery->progress = marked || tail ? PHASE_DONE : SPOOL_CUT;
+	recovery->progress = begins || ends ? PHASE_DONE : SPOOL_CUT;
 	return 0;
 }
 

@@ -15,9 +15,9 @@ void
 mbox_encoder_start(struct mbox_encoder *encoder, uint64_t body_lines)
 {
 	*encoder = (struct mbox_encoder){ .body_lines_left = body_lines,
-					  .line_start = true,
-					  .line_empty = true,
-					  .in_header = true };
+		.line_start = true,
+		.line_empty = true,
+		.in_header = true };
 }
 
 /* A line of a TOP response has ended: see whether it was the last one wanted. */
@@ -62,7 +62,7 @@ end_line(struct mbox_encoder *encoder, char *to, size_t room)
 
 size_t
 mbox_encode(struct mbox_encoder *encoder, const char *in, size_t in_size, size_t *consumed_out,
-	    char *out, size_t out_size)
+    char *out, size_t out_size)
 {
 	const char *from = in, *end = in + in_size;
 	char *to = out, *limit = out + out_size;

@@ -85,8 +85,8 @@ grow_messages(struct mbox_scanner *scanner, struct error *error)
 	if (offsets != NULL)
 		scanner->candidate_offset = offsets;
 	if (messages == NULL || offsets == NULL)
-		return error_set_errno(error, ENOMEM, "no memory for a table of %u messages",
-				       capacity);
+		return error_set_errno(
+		    error, ENOMEM, "no memory for a table of %u messages", capacity);
 	scanner->capacity = capacity;
 	return 0;
 }
@@ -145,13 +145,13 @@ begin_message(struct mbox_scanner *scanner, struct error *error)
 		scanner->position++; /* the empty line */
 	}
 	if (scanner->count >= scanner->limit)
-		return error_set(error, ERROR_LIMIT, "the spool has more than %u messages",
-				 scanner->limit);
+		return error_set(
+		    error, ERROR_LIMIT, "the spool has more than %u messages", scanner->limit);
 	if (scanner->count == scanner->capacity && grow_messages(scanner, error) < 0)
 		return -1;
 	message = &scanner->messages[scanner->count];
 	*message = (struct mbox_message){ .offset = scanner->position,
-					  .separator_length = (uint32_t)scanner->held_size };
+		.separator_length = (uint32_t)scanner->held_size };
 	scanner->candidate_offset[scanner->count++] = 0;
 	uidl_digest_start(scanner->digest);
 	uidl_digest_feed(scanner->digest, scanner->held, scanner->held_size);
@@ -190,8 +190,7 @@ bad_first_line(const struct mbox_scanner *scanner, struct error *error)
 		sample[size] = c >= 0x20 && c <= 0x7e && c != '"' ? c : '?';
 	}
 	sample[size] = '\0';
-	return error_set(
-	    error, ERROR_FORMAT,
+	return error_set(error, ERROR_FORMAT,
 	    "the spool does not begin with a separator line but, at offset %llu, with \"%s\"; "
 	    "spoolfix can repair it",
 	    (unsigned long long)scanner->position, sample);
@@ -210,8 +209,7 @@ settle_line(struct mbox_scanner *scanner, bool separator, struct error *error)
 	add_content(scanner, "\n", 1, 1);
 	ends = scanner->held[scanner->held_size - 1] == '\n';
 	add_content(scanner, scanner->held, scanner->held_size,
-		    ends &&
-			(scanner->held_size < 2 || scanner->held[scanner->held_size - 2] != '\r'));
+	    ends && (scanner->held_size < 2 || scanner->held[scanner->held_size - 2] != '\r'));
 	scanner->held_size = 0;
 	scanner->state = IN_CONTENT;
 	return 0;
@@ -249,7 +247,7 @@ hold_line(struct mbox_scanner *scanner, const char *bytes, size_t size)
 
 static int
 feed_line(struct mbox_scanner *scanner, const char *bytes, size_t size, size_t *used_out,
-	  struct error *error)
+    struct error *error)
 {
 	enum verdict verdict;
 
@@ -274,7 +272,7 @@ feed_line(struct mbox_scanner *scanner, const char *bytes, size_t size, size_t *
  */
 static int
 feed_content(struct mbox_scanner *scanner, const char *bytes, size_t size, size_t *used_out,
-	     struct error *error)
+    struct error *error)
 {
 	char previous = scanner->previous;
 	enum verdict verdict = UNDECIDED;
@@ -352,9 +350,9 @@ mbox_scanner_finish(struct mbox_scanner *scanner, struct mbox_table *table_out, 
 	if (result < 0)
 		return -1;
 	table = (struct mbox_table){ .messages = scanner->messages,
-				     .count = scanner->count,
-				     .spool_size = scanner->position,
-				     .total_octets = scanner->total_octets };
+		.count = scanner->count,
+		.spool_size = scanner->position,
+		.total_octets = scanner->total_octets };
 	if (uidl_assign(&table, scanner->candidates, scanner->candidate_offset, error) < 0)
 		return -1;
 	scanner->messages = NULL; /* the table's now */
@@ -400,7 +398,7 @@ mbox_scanner_free(struct mbox_scanner *scanner)
 
 static int
 feed_spool(struct mbox_scanner *scanner, const struct store_io *io, int fd, uint64_t size,
-	   struct error *error)
+    struct error *error)
 {
 	size_t buffer_size = size < READ_SIZE ? (size_t)size : READ_SIZE;
 	char *buffer = malloc(buffer_size);
@@ -421,7 +419,7 @@ feed_spool(struct mbox_scanner *scanner, const struct store_io *io, int fd, uint
 
 int
 mbox_scan(const struct store_io *io, int fd, uint64_t size, struct mbox_table *table_out,
-	  struct error *error)
+    struct error *error)
 {
 	struct mbox_scanner *scanner;
 	int result;

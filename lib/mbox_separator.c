@@ -222,8 +222,7 @@ sum_of_lanes(const struct lanes *lanes)
 	return sums * ones >> 48;
 }
 
-/* Whether an F follows an empty line at byte 1 to size; byte 0 and the one before it are readable.
- */
+/* Whether an F follows an empty line at byte 1 to size; byte -1 and 0 are readable. */
 static bool
 candidate_in(const char *bytes, size_t size)
 {
@@ -235,6 +234,19 @@ candidate_in(const char *bytes, size_t size)
 		at++;
 	}
 	return false;
+}
+
+/* One for an LF without CR in front; without a branch, like the next. */
+static inline uint8_t
+is_bare_line_feed(const char *byte)
+{
+	return (uint8_t)((byte[0] == '\n') & (byte[-1] != '\r'));
+}
+
+static inline uint8_t
+is_empty_line(const char *byte)
+{
+	return (uint8_t)((byte[0] == '\n') & (byte[-1] == '\n'));
 }
 
 /*
@@ -251,16 +263,19 @@ search_blocks(const char *bytes, size_t size, size_t rows, uint64_t *added)
 	size_t at;
 
 	for (at = 0; size - at >= rows * LANES; at += rows * LANES) {
-		struct lanes line_feeds = { .byte = { 0 } }, empty_lines = { .byte = { 0 } };
+		struct lanes line_feeds, empty_lines;
 
-		for (size_t row = 0; row < rows; row++) {
-			const char *byte = bytes + at + row * LANES, *before = byte - 1;
+		/* Zeros to begin with would be stored and loaded in different widths: slow. */
+		for (size_t i = 0; i < LANES; i++) {
+			line_feeds.byte[i] = is_bare_line_feed(bytes + at + i);
+			empty_lines.byte[i] = is_empty_line(bytes + at + i);
+		}
+		for (size_t row = 1; row < rows; row++) {
+			const char *byte = bytes + at + row * LANES;
 
 			for (size_t i = 0; i < LANES; i++) {
-				line_feeds.byte[i] +=
-				    (uint8_t)((byte[i] == '\n') & (before[i] != '\r'));
-				empty_lines.byte[i] |=
-				    (uint8_t)((byte[i] == '\n') & (before[i] == '\n'));
+				line_feeds.byte[i] += is_bare_line_feed(byte + i);
+				empty_lines.byte[i] |= is_empty_line(byte + i);
 			}
 		}
 		if (any_lane(&empty_lines) && candidate_in(bytes + at, rows * LANES))

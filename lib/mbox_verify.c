@@ -83,7 +83,7 @@ mbox_verifier_free(struct mbox_verifier *verifier)
 
 int
 mbox_verify(const struct store_io *io, int fd, const struct mbox_message *message,
-	    bool *matches_out, struct error *error)
+    bool *matches_out, struct error *error)
 {
 	uint64_t at = message->offset, left = message->separator_length;
 	struct mbox_verifier *verifier = mbox_verifier_new(message);

@@ -27,8 +27,8 @@ settings_show(struct settings_shown *shown, const char *text, size_t size)
 		if (c >= 0x20 && c < 0x7f)
 			shown->text[used++] = (char)c;
 		else
-			used += (size_t)snprintf(shown->text + used, sizeof shown->text - used,
-						 "\\%03o", c);
+			used += (size_t)snprintf(
+			    shown->text + used, sizeof shown->text - used, "\\%03o", c);
 	}
 	snprintf(shown->text + used, sizeof shown->text - used, "%s", i < size ? "..." : "");
 	return shown->text;
@@ -52,8 +52,8 @@ make_text(const char *where, const char *format, va_list arguments)
 }
 
 void
-settings_complain(struct settings_report *report, bool warning, const char *where,
-		  const char *format, ...)
+settings_complain(
+    struct settings_report *report, bool warning, const char *where, const char *format, ...)
 {
 	struct settings_complaint *complaints;
 	va_list arguments;
@@ -95,7 +95,7 @@ settings_report_print(const struct settings_report *report, FILE *stream)
 
 	for (i = 0; i < report->count; i++)
 		fprintf(stream, "%s%s\n", report->complaints[i].warning ? "warning: " : "",
-			report->complaints[i].text);
+		    report->complaints[i].text);
 	if (report->errors > report->count)
 		fputs("out of memory: some errors could not be listed\n", stream);
 }
@@ -142,7 +142,7 @@ print_option(FILE *stream, const struct option *option)
 	else
 		fputs("      ", stream);
 	fprintf(stream, "--%s%s\n          %s", option->name, value_placeholder(option),
-		option->meaning);
+	    option->meaning);
 	if (option->type == OPTION_INTEGER || option->type == OPTION_MNEMONIC) {
 		settings_value_allowed(option, allowed, sizeof allowed);
 		fprintf(stream, ";\n          %s", allowed);
@@ -186,9 +186,9 @@ settings_print_help(FILE *stream)
 	fputs(general_help, stream);
 	print_options(stream, OPTION_ACTIVE, "Settings");
 	print_options(stream, OPTION_DEFAULT_ONLY,
-		      "Settings of Qpopper that have only their default value in this version");
-	print_options(stream, OPTION_UNAVAILABLE,
-		      "Settings of Qpopper that are refused in this version");
+	    "Settings of Qpopper that have only their default value in this version");
+	print_options(
+	    stream, OPTION_UNAVAILABLE, "Settings of Qpopper that are refused in this version");
 	print_options(stream, OPTION_RETIRED, "Settings of Qpopper that have no effect any more");
 	fputs("\nSee popper(8) and popper.conf(5).\n", stream);
 }

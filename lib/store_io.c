@@ -65,7 +65,7 @@ const struct store_io store_io_system = { .operations = &system_operations, .con
 
 int
 store_read_some(const struct store_io *io, int fd, void *buffer, size_t size, off_t offset,
-		size_t *got_out, const char *what, struct error *error)
+    size_t *got_out, const char *what, struct error *error)
 {
 	size_t got = 0;
 
@@ -77,8 +77,8 @@ store_read_some(const struct store_io *io, int fd, void *buffer, size_t size, of
 		if (part < 0 && errno == EINTR)
 			continue;
 		if (part < 0)
-			return error_set_errno(error, errno, "cannot read %s at offset %lld", what,
-					       (long long)at);
+			return error_set_errno(
+			    error, errno, "cannot read %s at offset %lld", what, (long long)at);
 		if (part == 0)
 			break;
 		got += (size_t)part;
@@ -89,36 +89,35 @@ store_read_some(const struct store_io *io, int fd, void *buffer, size_t size, of
 
 int
 store_read(const struct store_io *io, int fd, void *buffer, size_t size, off_t offset,
-	   const char *what, struct error *error)
+    const char *what, struct error *error)
 {
 	size_t got;
 
 	if (store_read_some(io, fd, buffer, size, offset, &got, what, error) < 0)
 		return -1;
 	if (got < size)
-		return error_set(
-		    error, ERROR_CHANGED, "%s has shrunk: it ends at offset %lld, before %lld",
-		    what, (long long)offset + (long long)got, (long long)offset + (long long)size);
+		return error_set(error, ERROR_CHANGED,
+		    "%s has shrunk: it ends at offset %lld, before %lld", what,
+		    (long long)offset + (long long)got, (long long)offset + (long long)size);
 	return 0;
 }
 
 int
 store_write(const struct store_io *io, int fd, const void *buffer, size_t size, off_t offset,
-	    const char *what, struct error *error)
+    const char *what, struct error *error)
 {
 	size_t done = 0;
 
 	while (done < size) {
 		off_t at = offset + (off_t)done;
-		ssize_t part = io->operations->pwrite(io->context, fd, (const char *)buffer + done,
-						      size - done, at);
+		ssize_t part = io->operations->pwrite(
+		    io->context, fd, (const char *)buffer + done, size - done, at);
 
 		if (part < 0 && errno == EINTR)
 			continue;
 		if (part <= 0) /* a write of nothing would be repeated for ever */
 			return error_set_errno(error, part < 0 ? errno : EIO,
-					       "cannot write %s at offset %lld", what,
-					       (long long)at);
+			    "cannot write %s at offset %lld", what, (long long)at);
 		done += (size_t)part;
 	}
 	return 0;
@@ -139,15 +138,15 @@ store_truncate(const struct store_io *io, int fd, off_t size, const char *what, 
 {
 	while (io->operations->ftruncate(io->context, fd, size) < 0) {
 		if (errno != EINTR)
-			return error_set_errno(error, errno, "cannot cut %s to %lld bytes", what,
-					       (long long)size);
+			return error_set_errno(
+			    error, errno, "cannot cut %s to %lld bytes", what, (long long)size);
 	}
 	return 0;
 }
 
 int
 store_status(const struct store_io *io, int fd, struct stat *status_out, const char *what,
-	     struct error *error)
+    struct error *error)
 {
 	if (io->operations->fstat(io->context, fd, status_out) < 0)
 		return error_set_errno(error, errno, "cannot stat %s", what);

@@ -121,9 +121,8 @@ is_field(const char *line, size_t length, const char *name)
 static bool
 is_mutable_field(const char *line, size_t length)
 {
-	static const char *const names[] = { "status:",	  "content-length:", "lines:",
-					     "x-status:", "x-keywords:",     "x-uid:",
-					     "x-uidl:",	  "x-imap:",	     "x-imapbase:" };
+	static const char *const names[] = { "status:", "content-length:", "lines:", "x-status:",
+		"x-keywords:", "x-uid:", "x-uidl:", "x-imap:", "x-imapbase:" };
 
 	switch (line[0] | 0x20) {
 	case 's':
@@ -335,8 +334,8 @@ uidl_digest_feed(struct uidl_digest *digest, const char *bytes, size_t size)
 }
 
 bool
-uidl_digest_finish(struct uidl_digest *digest, uint8_t out[MBOX_DIGEST_SIZE],
-		   char xuidl_out[UIDL_MAX_LENGTH + 1])
+uidl_digest_finish(
+    struct uidl_digest *digest, uint8_t out[MBOX_DIGEST_SIZE], char xuidl_out[UIDL_MAX_LENGTH + 1])
 {
 	struct {
 		char end_of_header;

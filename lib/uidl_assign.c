@@ -38,15 +38,15 @@ encode_digest(const uint8_t digest[MBOX_DIGEST_SIZE], char out[ENCODED_DIGEST])
 
 /* The unique-id of an ordinal; out as for uidl_format. Returns its length. */
 static size_t
-format_ordinal(const uint8_t digest[MBOX_DIGEST_SIZE], uint32_t ordinal,
-	       char out[UIDL_MAX_LENGTH + 1])
+format_ordinal(
+    const uint8_t digest[MBOX_DIGEST_SIZE], uint32_t ordinal, char out[UIDL_MAX_LENGTH + 1])
 {
 	size_t length = ENCODED_DIGEST;
 
 	encode_digest(digest, out);
 	if (ordinal > 1)
-		length += (size_t)snprintf(out + length, UIDL_MAX_LENGTH + 1 - length, ".%" PRIu32,
-					   ordinal);
+		length += (size_t)snprintf(
+		    out + length, UIDL_MAX_LENGTH + 1 - length, ".%" PRIu32, ordinal);
 	else
 		out[length] = '\0';
 	return length;
@@ -54,7 +54,7 @@ format_ordinal(const uint8_t digest[MBOX_DIGEST_SIZE], uint32_t ordinal,
 
 size_t
 uidl_format(const struct mbox_table *table, const struct mbox_message *message,
-	    char out[UIDL_MAX_LENGTH + 1])
+    char out[UIDL_MAX_LENGTH + 1])
 {
 	uint32_t position = message->uid & ~MBOX_UID_IN_STRINGS;
 	size_t length;
@@ -124,7 +124,7 @@ find_twins(struct assignment *assignment, const uint8_t digest[MBOX_DIGEST_SIZE]
 
 		if (twins->first == 0 ||
 		    memcmp(assignment->table->messages[twins->first - 1].digest, digest,
-			   MBOX_DIGEST_SIZE) == 0)
+			MBOX_DIGEST_SIZE) == 0)
 			return twins;
 	}
 }
@@ -149,8 +149,8 @@ find_taken(struct assignment *assignment, const char *text, size_t length)
 
 /* Give message i the unique-id candidate, unless an earlier one has it. */
 static bool
-assign_trusted(struct assignment *assignment, uint32_t i, const char *candidate,
-	       struct twins *twins)
+assign_trusted(
+    struct assignment *assignment, uint32_t i, const char *candidate, struct twins *twins)
 {
 	struct mbox_table *table = assignment->table;
 	size_t length = strlen(candidate);
@@ -183,8 +183,8 @@ assign_ordinal(struct assignment *assignment, uint32_t i, struct twins *twins)
 		message->uid = ++twins->last_ordinal;
 		if (assignment->taken == NULL)
 			return;
-		taken = find_taken(assignment, text,
-				   format_ordinal(message->digest, message->uid, text));
+		taken = find_taken(
+		    assignment, text, format_ordinal(message->digest, message->uid, text));
 	} while (*taken != 0);
 	*taken = i + 1;
 }
@@ -193,7 +193,7 @@ assign_ordinal(struct assignment *assignment, uint32_t i, struct twins *twins)
 static uint64_t
 random_seed(void)
 {
-	const void *random = (const void *)getauxval(AT_RANDOM); // NOLINT: an address by contract
+	const void *random = (const void *)getauxval(AT_RANDOM);
 	uint64_t seed = 0;
 
 	if (random != NULL)
@@ -204,7 +204,7 @@ random_seed(void)
 /* Allocate table->strings for all candidates, whether they will be trusted or not. */
 static int
 allocate_strings(struct mbox_table *table, const char *candidates, const uint32_t *candidate_offset,
-		 struct error *error)
+    struct error *error)
 {
 	size_t size = 0;
 
@@ -232,14 +232,14 @@ allocate_assignment(struct assignment *assignment, bool with_candidates, struct 
 	if (with_candidates)
 		assignment->taken = calloc(slots, sizeof *assignment->taken);
 	if (assignment->twins == NULL || (with_candidates && assignment->taken == NULL))
-		return error_set_errno(error, ENOMEM, "no memory to number %u messages",
-				       assignment->table->count);
+		return error_set_errno(
+		    error, ENOMEM, "no memory to number %u messages", assignment->table->count);
 	return 0;
 }
 
 int
 uidl_assign(struct mbox_table *table, const char *candidates, const uint32_t *candidate_offset,
-	    struct error *error)
+    struct error *error)
 {
 	struct assignment assignment = { .table = table };
 	int result = -1;

@@ -89,6 +89,29 @@ def as_sent(spool_message):
     return content[:-1].replace("\n", "\r\n").encode("latin-1")
 
 
+def run_as(uid, gid, function):
+    """Run function in a child process with the rights of that user; what it raises is raised here as text."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        text = b""
+        try:
+            os.setgroups([])
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)
+            function()
+        except BaseException:  # noqa: B902 (a child must not run on as its parent)
+            text = traceback.format_exc().encode()
+        os.write(writer, text[-60000:])
+        os._exit(1 if text else 0)
+    os.close(writer)
+    with open(reader, "rb") as report:
+        text = report.read().decode()
+    os.waitpid(child, 0)
+    if text:
+        raise AssertionError("as uid %d: %s" % (uid, text))
+
+
 def children_of(pid):
     """Every descendant process of pid, as {pid: command name}."""
     parents = {}

@@ -129,7 +129,9 @@ def assert_secret(site, *passwords, files=()):
         for name, text in texts.items():
             assert text, name + " is empty"
             assert password not in text, "password %s in %s" % (password, name)
-            assert base64.b64encode(password.encode()).decode().rstrip("=")[2:-2] not in text, name
+            for shift in range(3):  # where it may begin in a group of three octets
+                encoded = base64.b64encode(b"\0" * shift + password.encode()).decode()
+                assert encoded[4:-4] not in text, "password %s in base64 in %s" % (password, name)
 
 
 def reasons(site, user):
@@ -311,24 +313,6 @@ def items_of_pam(site):
         lines = file.read().splitlines()
     end = " %s 127.0.0.1 pop3 %s" % (service, user)
     assert lines == ["auth" + end, "account" + end, "auth" + end], lines
-
-
-@test
-def canonical_name(site):
-    """two accounts that share modules and passwords each get their own maildrop"""
-    need_root()
-    user = account(site, "real", PASSWORD)
-    other = account(site, "alias", PASSWORD)
-    write = script(site, "alias", "exit 0\n")
-    site.settings["pam-service"] = pam_service(site, "auth required pam_exec.so quiet " + write,
-                                               "auth required pam_unix.so", "account required pam_unix.so")
-    site.put_mail([message(1)], user)
-    site.put_mail([message(2), message(3)], other)
-    site.start()
-    for name, count in (user, 1), (other, 2):
-        client = site.login(name)
-        assert client.stat()[0] == count
-        client.quit()
 
 
 @test

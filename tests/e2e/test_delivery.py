@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Delivery agents write into the spool while sessions collect and delete: every message arrives, once."""
+import fcntl
 import mailbox
 import os
 import poplib
@@ -148,7 +149,7 @@ postlog   unix-dgram n - n  -   1  postlogd
 """
 
 
-def configure_postfix(site, directory):
+def configure_postfix(site, directory, locks):
     """A Postfix of its own: no network, local delivery into the site's spool."""
     for name in "etc", "queue", "data":
         os.mkdir(os.path.join(directory, name))
@@ -160,7 +161,7 @@ def configure_postfix(site, directory):
         "myhostname": "test.invalid", "mydestination": "test.invalid", "inet_interfaces": "loopback-only",
         "inet_protocols": "ipv4", "alias_maps": "", "alias_database": "", "local_recipient_maps": "", "biff": "no",
         "mailbox_command": "", "minimal_backoff_time": "1s", "maximal_backoff_time": "2s", "queue_run_delay": "1s",
-        "deliver_lock_delay": "1s", "deliver_lock_attempts": "20", "local_destination_concurrency_limit": "2",
+        "mailbox_delivery_lock": locks, "deliver_lock_delay": "1s", "deliver_lock_attempts": "20", "local_destination_concurrency_limit": "2",
     }
     with open(os.path.join(directory, "etc", "main.cf"), "w") as main_cf:
         main_cf.writelines("%s = %s\n" % setting for setting in settings.items())
@@ -170,12 +171,12 @@ def configure_postfix(site, directory):
         shutil.copy(os.path.join("/etc/postfix", name), os.path.join(directory, "etc"))
 
 
-def postfix(site, user, count):
-    """Postfix's local: fcntl first, then the dot-lock, and it waits for each."""
+def postfix(site, user, count, locks="fcntl, dotlock"):
+    """Postfix's local: by default fcntl first, then the dot-lock, and it waits for each."""
     directory = site.path("postfix")
     configuration = os.path.join(directory, "etc")
     os.mkdir(directory)
-    configure_postfix(site, directory)
+    configure_postfix(site, directory, locks)
     started = subprocess.run(["postfix", "-c", configuration, "start"], capture_output=True, text=True, timeout=60)
     site.cleanups.append(lambda: subprocess.run(["postfix", "-c", configuration, "stop"], capture_output=True))
     if started.returncode != 0:
@@ -265,6 +266,78 @@ def postfix_log(site):
         return "nothing"
 
 
+def in_background(function):
+    """Run it in a thread; a function that waits for its result or raises what it raised."""
+    results = []
+
+    def call():
+        try:
+            results.append((function(), None))
+        except Exception as problem:  # noqa: B902 (raised again below)
+            results.append((None, problem))
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+
+    def finish():
+        thread.join(30)
+        assert results, "it does not come to an end"
+        value, problem = results[0]
+        if problem is not None:
+            raise problem
+        return value
+    return finish
+
+
+def take_dot_lock(site, every, seconds):
+    """How long it took to make the dot-lock, looking so often."""
+    began = time.monotonic()
+    while time.monotonic() - began < seconds:
+        try:
+            os.close(os.open(site.spool_path() + ".lock", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            return time.monotonic() - began
+        except FileExistsError:
+            time.sleep(every)
+    raise AssertionError("the dot-lock was held for %d seconds" % seconds)
+
+
+@test
+def dot_lock_then_fcntl(site):
+    """a deliverer with the dot-lock gets the fcntl lock at once although a login waits for it"""
+    site.add_user()
+    site.put_mail([message(1)])
+    site.start()
+    take_dot_lock(site, 0.01, 1)
+    login = in_background(lambda: site.login(timeout=30))
+    time.sleep(0.5)
+    with open(site.spool_path(), "ab") as spool:
+        fcntl.lockf(spool, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        spool.write(message(2).encode())
+    os.unlink(site.spool_path() + ".lock")
+    client = login()
+    assert client.stat()[0] == 2
+    client.quit()
+
+
+@test
+def fcntl_then_dot_lock(site):
+    """a deliverer with the fcntl lock gets the dot-lock within seconds although a QUIT waits for it"""
+    site.add_user()
+    site.put_mail([message(1), message(2)])
+    site.start()
+    client = site.login()
+    client.dele(1)
+    with open(site.spool_path(), "ab") as spool:
+        fcntl.lockf(spool, fcntl.LOCK_EX)
+        end = in_background(client.quit)
+        time.sleep(0.1)
+        take_dot_lock(site, 1.0, 5)
+        spool.write(message(3).encode())
+        spool.flush()
+        os.unlink(site.spool_path() + ".lock")
+    assert end().startswith(b"+OK")
+    assert site.read_mail() == (message(2) + message(3)).encode()
+
+
 @test
 def procmail_delivers(site):
     """procmail alone against sessions that collect and delete"""
@@ -296,12 +369,14 @@ def postfix_delivers(site):
 
 @test
 def all_deliver_at_once(site):
-    """procmail, Postfix and mailbox.mbox together, two of some, against one collecting user"""
+    """procmail, Postfix and mailbox.mbox together, against one collecting user"""
     need_root()
     need_program("procmail", "postfix", "sendmail")
     user = make_mailbox_owner(site)
-    site.start(mail_lock_timeout=5)
-    collect_during(site, user, [procmail(site, user, 40), postfix(site, user, 40), python_mailbox(site, user, 40)])
+    site.start()
+    # procmail takes the dot-lock first and waits for fcntl: Postfix must do the same, or they block each other
+    collect_during(site, user, [procmail(site, user, 40), postfix(site, user, 40, "dotlock, fcntl"),
+                                python_mailbox(site, user, 40)])
 
 
 if __name__ == "__main__":

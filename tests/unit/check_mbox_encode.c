@@ -20,7 +20,7 @@ struct response {
 /* Encode in pieces of at most in_piece bytes into pieces of at most out_piece octets. */
 static void
 encode(const char *in, size_t size, uint64_t lines, size_t in_piece, size_t out_piece,
-       struct response *response)
+    struct response *response)
 {
 	struct mbox_encoder encoder;
 	char final[MBOX_ENCODE_SLACK];
@@ -59,10 +59,10 @@ expect(const char *in, size_t in_size, uint64_t lines, const char *out, size_t o
 	struct response response;
 
 	encode(in, in_size, lines, in_size + 1, MBOX_ENCODE_EXPANSION * in_size + MBOX_ENCODE_SLACK,
-	       &response);
+	    &response);
 	ck_assert_msg(response.size == out_size && memcmp(response.octets, out, out_size) == 0,
-		      "%.*s: got %.*s, expected %.*s", (int)in_size, in, (int)response.size,
-		      response.octets, (int)out_size, out);
+	    "%.*s: got %.*s, expected %.*s", (int)in_size, in, (int)response.size, response.octets,
+	    (int)out_size, out);
 }
 
 #define EXPECT(in, out)		   expect(in, sizeof in - 1, MBOX_ENCODE_ALL, out, sizeof out - 1)
@@ -272,7 +272,7 @@ START_TEST(random_content_matches_a_slow_encoder)
 		for (size_t i = 0; i < size; i++)
 			in[i] = letters[(size_t)random() % (sizeof letters - 1)];
 		encode(in, size, MBOX_ENCODE_ALL, 1 + (size_t)random() % 130,
-		       2 + (size_t)random() % 130, &response);
+		    2 + (size_t)random() % 130, &response);
 		ck_assert_uint_eq(response.size, encode_slowly(in, size, out));
 		ck_assert_mem_eq(response.octets, out, response.size);
 	}

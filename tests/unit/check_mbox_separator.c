@@ -159,8 +159,8 @@ START_TEST(no_part_of_a_separator_is_one)
 
 			ck_assert_ptr_nonnull(part);
 			memcpy(part + 1, line + from, to - from);
-			ck_assert_msg(mbox_separator(part + 1, to - from) == expected, "%zu-%zu",
-				      from, to);
+			ck_assert_msg(
+			    mbox_separator(part + 1, to - from) == expected, "%zu-%zu", from, to);
 			free(part);
 		}
 	}
@@ -256,7 +256,7 @@ START_TEST(random_bytes_match_a_slow_search)
 		for (size_t i = 0; i < size; i++)
 			bytes[i] = letters[(size_t)random() % strlen(letters)];
 		compare_searches(bytes, size, (size_t)random() % (size + 1),
-				 letters[(size_t)random() % strlen(letters)]);
+		    letters[(size_t)random() % strlen(letters)]);
 	}
 }
 END_TEST

@@ -110,7 +110,7 @@ scripted_io(struct scripted *scripted)
 START_TEST(a_read_is_continued_until_it_is_whole)
 {
 	struct scripted scripted = { .steps = { 1, -EINTR, 5, -EINTR, -EINTR, 2 },
-				     .step_count = 6 };
+		.step_count = 6 };
 	struct store_io io = scripted_io(&scripted);
 	struct error error = { 0 };
 	char buffer[20];
@@ -214,7 +214,7 @@ END_TEST
 START_TEST(sync_and_truncate_survive_interruption_and_report_failure)
 {
 	struct scripted scripted = { .steps = { -EINTR, -EINTR, 0, -EINTR, 0, -EIO, -EDQUOT },
-				     .step_count = 7 };
+		.step_count = 7 };
 	struct store_io io = scripted_io(&scripted);
 	struct error error = { 0 };
 

@@ -17,7 +17,7 @@
 #include "lib/store_io.h"
 
 #define MODEL_BLOCK    512u   /* bytes */
-#define MODEL_CAPACITY 20480u /* bytes of one file at most */
+#define MODEL_CAPACITY 28672u /* bytes of one file at most */
 #define MODEL_PENDING  512u   /* changes not synced at most */
 
 enum {
