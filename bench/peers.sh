@@ -8,8 +8,9 @@
 #	peers.sh start DIRECTORY NAME PORT TLS-PORT BUILD-DIRECTORY
 #	peers.sh stop DIRECTORY NAME
 #
-# NAME: popper-pam, popper-file, popa3d, dovecot-stock, dovecot-tuned. The processes of a server are
-# in a control group of its own, by which they are found and ended.
+# NAME: popper-pam, popper-file, popa3d, dovecot-stock, dovecot-tuned (clear passwords), dovecot-hashed
+# (the same with popper's hashes and the same maildrops). The processes of a server are in a control
+# group of its own, by which they are found and ended.
 set -eu
 
 bench=$(cd "$(dirname "$0")" && pwd)
@@ -96,12 +97,13 @@ prepare_users() {
 		echo "$name:x:$uid:100::$directory/home/$name:/bin/sh" >>/etc/passwd
 		echo "$name:$hash:20000:0:99999:7:::" >>/etc/shadow
 		echo "$name:$hash:$uid:$group::::" >>"$directory/popper-users"
-		echo "$name:{PLAIN}$password" >>"$directory/dovecot-users"
+		echo "$name:{PLAIN}$password" >>"$directory/dovecot-tuned-users"
+		echo "$name:{CRYPT}$hash" >>"$directory/dovecot-hashed-users"
 		install -d -o "$uid" "$directory/home/$name"
 	done
 	chown _qpopauth "$directory/popper-users"
-	chown dovecot "$directory/dovecot-users"
-	chmod 400 "$directory/popper-users" "$directory/dovecot-users"
+	chown dovecot "$directory"/dovecot-*-users
+	chmod 400 "$directory"/*-users
 }
 
 # The same checks for all servers; popa3d has its service's name built in.
@@ -133,8 +135,7 @@ prepare_maildrops() {
 			--gid "$group" $owner
 		"$bench/make_spool.py" "$spool" benchbig 1 2000 60000000 --uid "$big" --gid "$group"
 	done
-	mkdir "$directory/virtual"
-	chown "$virtual_uid" "$directory/virtual"
+	install -d -o "$virtual_uid" "$directory/virtual/tuned" "$directory/virtual/hashed"
 	mount --bind "$directory/mail/popa3d" /var/mail
 }
 
@@ -217,17 +218,17 @@ userdb {
 END
 }
 
-# No hash, no PAM, one uid for all, processes that serve many logins and are there before them.
-dovecot_tuned_settings() {
+# No PAM, one uid for all, processes that serve many logins and are there before them.
+dovecot_passwd_file_settings() { # tuned or hashed
 	cat <<END
-mail_location = mbox:$directory/virtual/%u:INBOX=$directory/mail/dovecot-tuned/%u
+mail_location = mbox:$directory/virtual/$1/%u:INBOX=$directory/mail/dovecot-tuned/%u
 passdb {
   driver = passwd-file
-  args = $directory/dovecot-users
+  args = $directory/dovecot-$1-users
 }
 userdb {
   driver = static
-  args = uid=benchvirtual gid=mail home=$directory/virtual/%u
+  args = uid=benchvirtual gid=mail home=$directory/virtual/$1/%u
 }
 service pop3-login {
   service_count = 0
@@ -253,7 +254,10 @@ run_server() { # NAME PORT TLS-PORT BUILD-DIRECTORY
 	dovecot-*)
 		mkdir -p "$directory/$1/run" "$directory/$1/state"
 		dovecot_settings "$@" >"$directory/$1/dovecot.conf"
-		"dovecot_${1#*-}_settings" >>"$directory/$1/dovecot.conf"
+		case $1 in
+		dovecot-stock) dovecot_stock_settings ;;
+		*) dovecot_passwd_file_settings "${1#*-}" ;;
+		esac >>"$directory/$1/dovecot.conf"
 		exec dovecot -F -c "$directory/$1/dovecot.conf"
 		;;
 	popa3d)

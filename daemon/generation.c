@@ -17,6 +17,7 @@
 #include "daemon/sandbox.h"
 
 #define RESTART_DELAY_USEC 500000u /* before a process that died is replaced once more */
+#define START_SECONDS	   60	   /* then a generation that hangs is given up for the old one */
 
 static const char *
 role_name(enum role role)
@@ -57,6 +58,34 @@ process_forget(struct process *process)
 	process->fd = -1;
 	process->pid = 0;
 	process->ready = false;
+}
+
+static int
+on_awaited_exit(sd_event_source *source, const siginfo_t *information, void *userdata)
+{
+	(void)information;
+	(void)userdata;
+	sd_event_source_disable_unref(source);
+	return 0;
+}
+
+void
+master_await(struct master *master, pid_t pid)
+{
+	sd_event_source *source = NULL;
+
+	if (pid != 0)
+		sd_event_add_child(master->event, &source, pid, WEXITED, on_awaited_exit, NULL);
+}
+
+/* It ends by itself once its channel is closed; somebody has to wait for it all the same. */
+static void
+process_leave(struct process *process)
+{
+	pid_t pid = process->pid;
+
+	process_forget(process);
+	master_await(process->generation->master, pid);
 }
 
 static bool
@@ -250,7 +279,7 @@ process_spawn(struct process *process, struct error *error)
 		    on_process_exit, process);
 	if (result < 0) {
 		kill(process->pid, SIGKILL);
-		process_forget(process);
+		process_leave(process);
 		return error_set_errno(error, -result, "cannot watch %s", role_name(process->role));
 	}
 	return 0;
@@ -292,6 +321,28 @@ start_processes(struct generation *generation, struct error *error)
 	return process_spawn(&generation->worker_parent, error);
 }
 
+static void
+set_deadline(struct generation *generation, uint64_t seconds, sd_event_time_handler_t handler)
+{
+	sd_event_source_disable_unref(generation->deadline);
+	generation->deadline = NULL;
+	sd_event_add_time_relative(generation->master->event, &generation->deadline,
+	    CLOCK_MONOTONIC, seconds * 1000000, 0, handler, generation);
+}
+
+static int
+on_start_deadline(sd_event_source *source, uint64_t usec, void *userdata)
+{
+	struct generation *generation = userdata;
+
+	(void)source;
+	(void)usec;
+	if (generation->state == GENERATION_STARTING)
+		master_generation_failed(
+		    generation->master, generation, "a process of the new generation");
+	return 0;
+}
+
 int
 generation_start(struct master *master, struct settings *settings,
     struct generation **generation_out, struct error *error)
@@ -320,6 +371,9 @@ generation_start(struct master *master, struct settings *settings,
 		generation_end(generation);
 		return -1;
 	}
+	/* how long the first start may take is for whoever started us to say */
+	if (master->served)
+		set_deadline(generation, START_SECONDS, on_start_deadline);
 	*generation_out = generation;
 	return 0;
 }
@@ -336,15 +390,6 @@ on_drain_deadline(sd_event_source *source, uint64_t usec, void *userdata)
 	    generation->worker_count);
 	generation_end_workers(generation);
 	return 0;
-}
-
-static void
-set_deadline(struct generation *generation, uint64_t seconds, sd_event_time_handler_t handler)
-{
-	sd_event_source_disable_unref(generation->deadline);
-	generation->deadline = NULL;
-	sd_event_add_time_relative(generation->master->event, &generation->deadline,
-	    CLOCK_MONOTONIC, seconds * 1000000, 0, handler, generation);
 }
 
 /* The monitor ends with the last worker. */
@@ -415,11 +460,11 @@ void
 generation_end(struct generation *generation)
 {
 	generation_end_workers(generation);
-	process_forget(&generation->monitor);
-	process_forget(&generation->worker_parent);
-	process_forget(&generation->signer);
+	process_leave(&generation->monitor);
+	process_leave(&generation->worker_parent);
+	process_leave(&generation->signer);
 	for (uint32_t i = 0; i < GENERATION_CHECKERS_MAX; i++)
-		process_forget(&generation->checkers[i]);
+		process_leave(&generation->checkers[i]);
 	sd_event_source_disable_unref(generation->deadline);
 	unlink_generation(generation);
 	settings_free(generation->settings);

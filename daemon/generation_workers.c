@@ -65,6 +65,7 @@ worker_ended(struct worker *worker)
 	struct message_channel gone = { .worker = worker->number, .role = ROLE_WORKER };
 	struct master *master = generation->master;
 	bool had_sessions = worker->connections != NULL;
+	bool has_served = worker->served > 0;
 	struct error error;
 
 	if (had_sessions)
@@ -76,7 +77,9 @@ worker_ended(struct worker *worker)
 	    error.code != ERROR_CLOSED)
 		log_write(&master->log, LOG_LEVEL_ERROR, "monitor: %s", error.text);
 	worker_free(worker);
-	if (generation->state == GENERATION_RUNNING)
+	/* one that ends before its first connection would be replaced for ever: the next waits for
+	 * one */
+	if (generation->state == GENERATION_RUNNING && has_served)
 		generation_provide_workers(generation);
 	if (had_sessions)
 		master_session_closed(master);

@@ -91,15 +91,26 @@ listeners_inherit(struct listeners *listeners, int *connected_out, struct error 
 	return result;
 }
 
-/* Move the listener of that name from old, if it has one. */
+/* Whether the descriptor was moved over from old: closing it would close the old one. */
+static bool
+is_shared(const struct listeners *old, int fd)
+{
+	for (size_t i = 0; i < old->count; i++) {
+		if (old->items[i].fd == fd)
+			return true;
+	}
+	return false;
+}
+
+/* Move the listener of that name from old, if it has one that is not moved yet. */
 static bool
 take_over(struct listeners *listeners, struct listeners *old, bool implicit_tls, const char *name,
     struct error *error)
 {
 	for (size_t i = 0; i < old->count; i++) {
 		struct listener *candidate = &old->items[i];
-		if (candidate->fd == -1 || candidate->implicit_tls != implicit_tls ||
-		    strcmp(candidate->name, name) != 0)
+		if (is_shared(listeners, candidate->fd) ||
+		    candidate->implicit_tls != implicit_tls || strcmp(candidate->name, name) != 0)
 			continue;
 		return listener_new(listeners, candidate->fd, implicit_tls, name, error) != NULL;
 	}
@@ -223,17 +234,6 @@ bind_all(struct listeners *listeners, struct listeners *old, const struct settin
 	if (settings->tls_server_cert_file[0] != '\0')
 		return bind_text(listeners, old, "", true, error);
 	return 0;
-}
-
-/* Whether the descriptor was moved over from old: closing it would close the old one. */
-static bool
-is_shared(const struct listeners *old, int fd)
-{
-	for (size_t i = 0; i < old->count; i++) {
-		if (old->items[i].fd == fd)
-			return true;
-	}
-	return false;
 }
 
 int

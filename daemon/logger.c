@@ -16,17 +16,21 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
 #include <syslog.h>
 #include <systemd/sd-journal.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "daemon/master.h"
 #include "daemon/sandbox.h"
 #include "lib/log.h"
 
 #define JOURNAL_SOCKET "/run/systemd/journal/socket"
 #define LINE_MAX_BYTES (2 * LOG_RECORD_MAX)
 #define JOURNAL_PREFIX "QPOPPER_"
+#define RESTART_PAUSE_USEC                                                                         \
+	100000u /* one that ends at once must not be replaced at once, for ever */
 
 enum sink {
 	SINK_STANDARD_ERROR,
@@ -237,5 +241,79 @@ logger_start(const struct settings *settings, bool standard_error, int send_fd, 
 	if (child == 0)
 		run(settings, standard_error, pair[1]);
 	*logger_out = (struct logger){ .pid = child, .send_fd = pair[0], .receive_fd = pair[1] };
+	return 0;
+}
+
+/* ---- the master's side ---- */
+
+static int on_logger_due(sd_event_source *source, uint64_t usec, void *userdata);
+
+static void
+schedule_logger(struct master *master)
+{
+	sd_event_source_disable_unref(master->logger_source);
+	master->logger_source = NULL;
+	sd_event_add_time_relative(master->event, &master->logger_source, CLOCK_MONOTONIC,
+	    RESTART_PAUSE_USEC, 0, on_logger_due, master);
+}
+
+static int
+on_logger_exit(sd_event_source *source, const siginfo_t *information, void *userdata)
+{
+	struct master *master = userdata;
+
+	(void)source;
+	(void)information;
+	master->logger.pid = 0;
+	schedule_logger(master);
+	return 0;
+}
+
+int
+logger_watch(struct master *master)
+{
+	sd_event_source_disable_unref(master->logger_source);
+	master->logger_source = NULL;
+	return sd_event_add_child(master->event, &master->logger_source, master->logger.pid,
+	    WEXITED, on_logger_exit, master);
+}
+
+/* What was sent meanwhile waits in the socket. */
+static int
+on_logger_due(sd_event_source *source, uint64_t usec, void *userdata)
+{
+	struct master *master = userdata;
+	struct logger fresh;
+	struct error error;
+
+	(void)source;
+	(void)usec;
+	if (master->settings == NULL ||
+	    logger_start(master->settings, master->foreground, master->logger.send_fd,
+		master->logger.receive_fd, &fresh, &error) == -1) {
+		schedule_logger(master);
+		return 0;
+	}
+	master->logger = fresh;
+	log_write(&master->log, LOG_LEVEL_ERROR, "the logger has died and was replaced");
+	logger_watch(master);
+	return 0;
+}
+
+int
+logger_renew(struct master *master, const struct settings *settings, struct error *error)
+{
+	struct logger fresh;
+
+	if (logger_start(settings, master->foreground, -1, -1, &fresh, error) == -1)
+		return -1;
+	sd_event_source_disable_unref(master->logger_source);
+	master->logger_source = NULL;
+	master_await(master, master->logger.pid);
+	close(master->logger.send_fd);
+	close(master->logger.receive_fd);
+	master->logger = fresh;
+	log_start(&master->log, fresh.send_fd, "master", settings->debug);
+	logger_watch(master);
 	return 0;
 }

@@ -11,8 +11,10 @@
 #include "lib/error.h"
 #include "lib/settings.h"
 
+struct master;
+
 struct logger {
-	pid_t pid;
+	pid_t pid;	/* 0: it has ended */
 	int send_fd;	/* what every process writes to; close-on-exec */
 	int receive_fd; /* kept by the master, so that a new logger loses no record */
 };
@@ -24,5 +26,11 @@ struct logger {
  */
 int logger_start(const struct settings *settings, bool standard_error, int send_fd, int receive_fd,
     struct logger *logger_out, struct error *error);
+
+/* Replace the master's logger when it ends. Negative errno on failure. */
+int logger_watch(struct master *master);
+
+/* A new logger with the new settings; the old one ends with the last process that writes to it. */
+int logger_renew(struct master *master, const struct settings *settings, struct error *error);
 
 #endif

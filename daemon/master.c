@@ -13,7 +13,6 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <systemd/sd-daemon.h>
 #include <time.h>
 #include <unistd.h>
@@ -92,7 +91,7 @@ on_accept_pause_over(sd_event_source *source, uint64_t usec, void *userdata)
 
 	(void)usec;
 	sd_event_source_disable_unref(source);
-	if (!master->stopping)
+	if (!master->stopping && master->current != NULL)
 		set_listening(master, true);
 	return 0;
 }
@@ -245,6 +244,7 @@ master_generation_failed(struct master *master, struct generation *generation, c
 	if (master->current != NULL) {
 		reload_over(master);
 	} else if (master->served) {
+		master->reloading = false;
 		schedule_restart(master);
 	} else {
 		fprintf(stderr, "popper: qpopper-%s could not start; the log tells why\n", reason);
@@ -295,6 +295,8 @@ schedule_restart(struct master *master)
 {
 	uint64_t pause = (uint64_t)master->restarts * RESTART_STEP_USEC;
 
+	if (master->restart_source != NULL)
+		return;
 	if (master->restarts < RESTARTS_COUNTED)
 		master->restarts++;
 	if (sd_event_add_time_relative(master->event, &master->restart_source, CLOCK_MONOTONIC,
@@ -308,8 +310,10 @@ master_generation_ended(struct master *master, struct generation *generation)
 	bool current = generation == master->current;
 	bool soon = now_usec(master) - generation->monitor.started < SOON_USEC;
 
-	if (current)
+	if (current) {
 		master->settings = NULL;
+		master->current = NULL;
+	}
 	generation_end(generation);
 	if (master->stopping) {
 		if (master->generations == NULL)
@@ -320,9 +324,9 @@ master_generation_ended(struct master *master, struct generation *generation)
 		return;
 	if (!soon)
 		master->restarts = 0;
-	master->current = NULL;
 	set_listening(master, false);
-	schedule_restart(master);
+	if (!master->reloading) /* else the next one is starting already */
+		schedule_restart(master);
 }
 
 /* ---- reload ---- */
@@ -364,27 +368,6 @@ rebind(struct master *master, const struct settings *settings, struct error *err
 	return 0;
 }
 
-static int on_logger_exit(sd_event_source *source, const siginfo_t *information, void *userdata);
-
-/* A new logger with the new settings; the old one ends with the last process that writes to it. */
-static int
-renew_logger(struct master *master, const struct settings *settings, struct error *error)
-{
-	struct logger fresh;
-
-	if (logger_start(settings, master->foreground, -1, -1, &fresh, error) == -1)
-		return -1;
-	sd_event_source_disable_unref(master->logger_source);
-	master->logger_source = NULL;
-	close(master->logger.send_fd);
-	close(master->logger.receive_fd);
-	master->logger = fresh;
-	log_start(&master->log, fresh.send_fd, "master", settings->debug);
-	sd_event_add_child(
-	    master->event, &master->logger_source, fresh.pid, WEXITED, on_logger_exit, master);
-	return 0;
-}
-
 /* Addresses and log of the settings in force, after others were refused halfway. */
 static void
 restore(struct master *master)
@@ -392,7 +375,7 @@ restore(struct master *master)
 	struct error error;
 
 	if (rebind(master, master->settings, &error) == -1 ||
-	    renew_logger(master, master->settings, &error) == -1)
+	    logger_renew(master, master->settings, &error) == -1)
 		log_write(&master->log, LOG_LEVEL_ERROR, "cannot return to the old settings: %s",
 		    error.text);
 }
@@ -414,7 +397,7 @@ try_reload(struct master *master, struct error *error)
 		settings_free(settings);
 		return -1;
 	}
-	if (renew_logger(master, settings, error) == -1)
+	if (logger_renew(master, settings, error) == -1)
 		settings_free(settings);
 	else if (generation_start(master, settings, &generation, error) == 0)
 		return 0;
@@ -484,28 +467,6 @@ on_stop(sd_event_source *source, const struct signalfd_siginfo *information, voi
 }
 
 static int
-on_logger_exit(sd_event_source *source, const siginfo_t *information, void *userdata)
-{
-	struct master *master = userdata;
-	struct logger fresh;
-	struct error error;
-
-	(void)source;
-	(void)information;
-	sd_event_source_disable_unref(master->logger_source);
-	master->logger_source = NULL;
-	if (master->settings == NULL ||
-	    logger_start(master->settings, master->foreground, master->logger.send_fd,
-		master->logger.receive_fd, &fresh, &error) == -1)
-		return 0;
-	master->logger = fresh;
-	log_write(&master->log, LOG_LEVEL_ERROR, "the logger has died and was replaced");
-	sd_event_add_child(
-	    master->event, &master->logger_source, fresh.pid, WEXITED, on_logger_exit, master);
-	return 0;
-}
-
-static int
 on_status(sd_event_source *source, uint64_t usec, void *userdata)
 {
 	struct master *master = userdata;
@@ -553,8 +514,7 @@ set_up(struct master *master, struct error *error)
 	if (result >= 0 && master->mode != MASTER_SINGLE)
 		result = sd_event_set_watchdog(master->event, true);
 	if (result >= 0)
-		result = sd_event_add_child(master->event, &master->logger_source,
-		    master->logger.pid, WEXITED, on_logger_exit, master);
+		result = logger_watch(master);
 	if (result >= 0 && master->mode != MASTER_SINGLE)
 		result = sd_event_add_time_relative(
 		    master->event, NULL, CLOCK_MONOTONIC, STATUS_USEC, 0, on_status, master);

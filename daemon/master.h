@@ -74,6 +74,9 @@ void master_generation_failed(
     struct master *master, struct generation *generation, const char *reason);
 void master_generation_ended(struct master *master, struct generation *generation);
 
+/* Wait for a child of which nothing more is wanted to know, without blocking; 0 is nobody. */
+void master_await(struct master *master, pid_t pid);
+
 /* A session is over (for MASTER_SINGLE). */
 void master_session_closed(struct master *master);
 

@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
@@ -21,6 +22,17 @@
 
 #define EVENTS_MAX	 64
 #define MESSAGES_A_ROUND 32 /* from one channel before the others get their turn */
+#define POSTS_SPARE	 16 /* for answers to sessions that the worker has ended meanwhile */
+
+/* A message that waits until its worker reads. */
+struct monitor_post {
+	struct monitor_post *next;
+	enum message_type type;
+	size_t tail_size;
+	unsigned fd_count;
+	int fds[MESSAGE_FDS_MAX];	   /* duplicates, owned */
+	_Alignas(8) unsigned char bytes[]; /* payload, then tail */
+};
 
 struct monitor_channel *
 monitor_channel_add(struct monitor *monitor, enum monitor_channel_kind kind, int fd)
@@ -42,14 +54,36 @@ monitor_channel_add(struct monitor *monitor, enum monitor_channel_kind kind, int
 	return channel;
 }
 
+static void
+post_free(struct monitor_post *post)
+{
+	for (unsigned i = 0; i < post->fd_count; i++)
+		close(post->fds[i]);
+	free(post);
+}
+
+/* Take the first message that waits off the channel. */
+static void
+drop_post(struct monitor_channel *channel)
+{
+	struct monitor_post *post = channel->first_post;
+
+	channel->first_post = post->next;
+	channel->post_count--;
+	post_free(post);
+}
+
 void
 monitor_channel_close(struct monitor *monitor, struct monitor_channel *channel)
 {
-	(void)monitor; /* closing removes it from the epoll set: nobody else holds a duplicate */
 	if (channel->closed)
 		return;
+	/* an agent that was just forked may still hold a duplicate: closing would not end events */
+	epoll_ctl(monitor->epoll_fd, EPOLL_CTL_DEL, channel->fd, NULL);
 	close(channel->fd);
 	channel->closed = true;
+	while (channel->first_post != NULL)
+		drop_post(channel);
 }
 
 static void
@@ -87,17 +121,102 @@ worker_lost(struct monitor *monitor, struct monitor_channel *channel)
 	monitor_channel_close(monitor, channel);
 }
 
+/* ---- sending to workers ---- */
+
+static void
+watch_output(struct monitor *monitor, struct monitor_channel *channel, bool output)
+{
+	struct epoll_event event = { .events = EPOLLIN | (output ? EPOLLOUT : 0),
+		.data.ptr = channel };
+
+	epoll_ctl(monitor->epoll_fd, EPOLL_CTL_MOD, channel->fd, &event);
+}
+
+/* A message of its own with duplicates of the descriptors; NULL when there is no room for it. */
+static struct monitor_post *
+post_new(enum message_type type, const void *payload, const void *tail, size_t tail_size,
+    const int *fds, unsigned fd_count)
+{
+	size_t payload_size = message_payload_size(type);
+	struct monitor_post *post = malloc(sizeof *post + payload_size + tail_size);
+
+	if (post == NULL)
+		return NULL;
+	*post = (struct monitor_post){ .type = type, .tail_size = tail_size };
+	memcpy(post->bytes, payload, payload_size);
+	if (tail_size > 0)
+		memcpy(post->bytes + payload_size, tail, tail_size);
+	for (; post->fd_count < fd_count; post->fd_count++) {
+		post->fds[post->fd_count] = fcntl(fds[post->fd_count], F_DUPFD_CLOEXEC, 0);
+		if (post->fds[post->fd_count] == -1) {
+			post_free(post);
+			return NULL;
+		}
+	}
+	return post;
+}
+
+static void
+append_post(struct monitor *monitor, struct monitor_channel *channel, struct monitor_post *post)
+{
+	if (channel->first_post == NULL) {
+		channel->first_post = post;
+		watch_output(monitor, channel, true);
+	} else {
+		channel->last_post->next = post;
+	}
+	channel->last_post = post;
+	channel->post_count++;
+}
+
+/* The worker reads again: send what waits. */
+static void
+send_posts(struct monitor *monitor, struct monitor_channel *channel)
+{
+	struct error error;
+
+	while (channel->first_post != NULL) {
+		struct monitor_post *post = channel->first_post;
+		if (message_send(channel->fd, post->type, post->bytes,
+			post->bytes + message_payload_size(post->type), post->tail_size, post->fds,
+			post->fd_count, &error) == 0) {
+			drop_post(channel);
+			continue;
+		}
+		if (error.code != ERROR_LIMIT)
+			worker_lost(monitor, channel);
+		return;
+	}
+	watch_output(monitor, channel, false);
+}
+
+/* An honest worker waits for one answer a session at most. */
+static bool
+may_wait(const struct monitor *monitor, const struct monitor_channel *channel)
+{
+	return channel->post_count < monitor->settings->sessions_per_worker + POSTS_SPARE;
+}
+
 void
 monitor_send(struct monitor *monitor, uint32_t worker, enum message_type type, const void *payload,
     const void *tail, size_t tail_size, const int *fds, unsigned fd_count)
 {
 	struct monitor_channel *channel = find_worker(monitor, worker);
+	struct monitor_post *post = NULL;
 	struct error error;
 
 	if (channel == NULL)
 		return; /* it has died: its sessions with it */
-	if (message_send(channel->fd, type, payload, tail, tail_size, fds, fd_count, &error) == 0)
+	error_set(&error, ERROR_LIMIT, "too many answers wait for it");
+	if (channel->first_post == NULL &&
+	    message_send(channel->fd, type, payload, tail, tail_size, fds, fd_count, &error) == 0)
 		return;
+	if (error.code == ERROR_LIMIT && may_wait(monitor, channel))
+		post = post_new(type, payload, tail, tail_size, fds, fd_count);
+	if (post != NULL) {
+		append_post(monitor, channel, post);
+		return;
+	}
 	if (error.code != ERROR_CLOSED)
 		log_write(monitor->log, LOG_LEVEL_ERROR, "worker %u does not read: %s", worker,
 		    error.text);
@@ -284,13 +403,16 @@ master_alive(const struct monitor *monitor)
 	return false;
 }
 
-/* Jobs that only wait (a recovery that failed) do not hold up the end: the next start tries again.
+/*
+ * What only waits (a recovery that failed, or whose maildrop is in use) does not hold up the end:
+ * the next start tries again.
  */
 static bool
 jobs_left(const struct monitor *monitor)
 {
 	for (const struct job *job = monitor->jobs; job != NULL; job = job->next) {
-		if (job->phase == JOB_RUNNING || (job->kind == JOB_UPDATE && !job->answered))
+		if (job->phase == JOB_RUNNING || (job->kind == JOB_UPDATE && !job->answered) ||
+		    (job->recover && job->phase == JOB_QUEUED))
 			return true;
 	}
 	return false;
@@ -337,10 +459,13 @@ monitor_run(struct monitor *monitor)
 			struct monitor_channel *channel = events[i].data.ptr;
 			if (channel->closed)
 				continue;
-			if (channel->kind == CHANNEL_SIGNALS)
+			if (channel->kind == CHANNEL_SIGNALS) {
 				reap_children(monitor);
-			else
-				receive(monitor, channel);
+				continue;
+			}
+			if (channel->first_post != NULL)
+				send_posts(monitor, channel);
+			receive(monitor, channel);
 		}
 		free_closed_channels(monitor);
 	}

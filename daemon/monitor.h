@@ -32,8 +32,8 @@
 	1800 /* then an updating one is killed and recovery goes on                                \
 	      */
 #define MONITOR_LOCK_RETRY_MS	  200
-#define MONITOR_SESSION_GRACE_MS 500 /* until a session lock that is busy means [IN-USE] */
-#define MONITOR_SESSION_RETRY_MS 20
+#define MONITOR_SESSION_GRACE_MS  500 /* until a session lock that is busy means [IN-USE] */
+#define MONITOR_SESSION_RETRY_MS  20
 #define MONITOR_RECOVERY_RETRY_MS 30000
 #define MONITOR_SWEEP_MS	  1000
 
@@ -92,20 +92,23 @@ struct journal_slot {
 	int owner_fd;	/* O_RDWR: the monitor's alone */
 	int lock_fd;	/* O_RDONLY on the owner file, flocked; the agent has a copy: the slot is
 			   taken as long as either lives */
+	bool replaced;	/* an old journal that nobody owns was not void, and was set aside */
 };
 
 struct journal_pool {
 	int directory_fd;				 /* state-dir/journal */
 	struct journal_slot slots[MONITOR_JOURNALS_MAX]; /* those that we hold the lock of */
 	uint32_t count;
-	bool foreign; /* some slot is locked by another process: look again */
+	bool foreign; /* another process works on a journal, or left one: look again */
 };
 
 /* Open (and create) state_dir/journal. */
 int journal_pool_open(struct journal_pool *pool, const char *state_dir, struct error *error);
 /*
- * Claim slots that exist on disk and that nobody holds; found is called for each whose owner record
- * is in use (a crash left it), with the slot marked busy.
+ * Claim the slots whose owner record is in use and that nobody holds (a crash left them); found is
+ * called for each, with the slot marked busy. One that cannot be opened does not hold up the
+ * others: then the result is -1, with the last error. Free slots are left to whoever needs them
+ * first.
  */
 int journal_pool_claim(struct journal_pool *pool,
     void (*found)(void *context, struct journal_slot *slot, const struct journal_owner *owner),
@@ -192,10 +195,13 @@ struct monitor_channel {
 	struct monitor_channel *next;
 	enum monitor_channel_kind kind;
 	int fd;
-	uint32_t worker; /* CHANNEL_WORKER */
-	enum role role;	 /* CHANNEL_AUTH: auth or verifier */
-	struct job *job; /* CHANNEL_AGENT; NULL once the job is gone */
-	bool closed;	 /* to be freed after the current round of events */
+	uint32_t worker;		 /* CHANNEL_WORKER */
+	enum role role;			 /* CHANNEL_AUTH: auth or verifier */
+	struct job *job;		 /* CHANNEL_AGENT; NULL once the job is gone */
+	bool closed;			 /* to be freed after the current round of events */
+	struct monitor_post *first_post; /* CHANNEL_WORKER: what waits until it reads */
+	struct monitor_post *last_post;
+	int64_t post_count;
 };
 
 struct monitor {
@@ -208,7 +214,8 @@ struct monitor {
 	int spool_directory_fd; /* -1 when spool-dir cannot be opened: tried again at each login */
 	int temp_directory_fd;	/* the same descriptor where temp-dir is empty */
 	int state_directory_fd;
-	int self_fd; /* our monitor.PID file, flocked while we live */
+	int self_fd;	    /* our monitor.PID file, flocked while we live */
+	bool number_reused; /* it was there: a dead monitor had our process number */
 	struct monitor_channel *channels;
 	struct monitor_sessions *sessions;
 	struct job *jobs;
@@ -228,7 +235,10 @@ int64_t monitor_now_ms(void);
  */
 int monitor_run(struct monitor *monitor);
 
-/* Send to a worker; a worker that is gone or does not read loses its channel. */
+/*
+ * Send to a worker, now or as soon as it reads. One that leaves more unread than it has sessions
+ * loses its channel.
+ */
 void monitor_send(struct monitor *monitor, uint32_t worker, enum message_type type,
     const void *payload, const void *tail, size_t tail_size, const int *fds, unsigned fd_count);
 

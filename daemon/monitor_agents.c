@@ -5,7 +5,6 @@
 #include "daemon/user_agent.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -48,16 +47,23 @@ agent_of_job(const struct monitor *monitor, const struct job *job, int channel)
 int
 monitor_agent_start(struct monitor *monitor, struct job *job, struct error *error)
 {
+	struct monitor_channel *channel;
 	struct user_agent agent;
 	int pair[2];
 	pid_t child;
 
 	if (message_channel_pair(pair, false, error) == -1)
 		return -1;
+	/* before the fork: an agent that cannot be watched must not begin to change anything */
+	channel = monitor_channel_add(monitor, CHANNEL_AGENT, pair[0]);
+	if (channel == NULL) {
+		close(pair[1]);
+		return error_set_errno(error, ENOMEM, "cannot watch a user agent");
+	}
 	child = fork();
 	if (child == -1) {
 		error_set_errno(error, errno, "cannot fork a user agent");
-		close(pair[0]);
+		monitor_channel_close(monitor, channel);
 		close(pair[1]);
 		return -1;
 	}
@@ -66,12 +72,8 @@ monitor_agent_start(struct monitor *monitor, struct job *job, struct error *erro
 		user_agent_run(&agent);
 	}
 	close(pair[1]);
-	job->channel = monitor_channel_add(monitor, CHANNEL_AGENT, pair[0]);
-	if (job->channel == NULL) {
-		kill(child, SIGKILL);
-		return error_set_errno(error, ENOMEM, "user agent");
-	}
-	job->channel->job = job;
+	job->channel = channel;
+	channel->job = job;
 	job->agent = child;
 	job->agent_locked = false;
 	job->agent_finished = false;

@@ -88,6 +88,7 @@ monitor_job_forget_agent(struct monitor *monitor, struct job *job)
 {
 	if (job->channel == NULL)
 		return;
+	kill(job->agent, SIGKILL); /* it has nothing left to do, and must not outlive its work */
 	job->channel->job = NULL;
 	monitor_channel_close(monitor, job->channel);
 	job->channel = NULL;
@@ -127,6 +128,10 @@ monitor_job_failed(struct monitor *monitor, struct job *job, const struct error 
 		monitor_login_failed(monitor, job, status, error->text);
 		return;
 	}
+	if (job->recover) {
+		monitor_defer_recovery(monitor, job, error->text);
+		return;
+	}
 	log_write(monitor->log, LOG_LEVEL_ERROR, "update of %s (%s/%s): %s", job->user,
 	    job->names.directory, job->names.spool, error->text);
 	monitor_update_failed(monitor, job,
@@ -153,6 +158,17 @@ monitor_shared_directories(struct monitor *monitor, struct error *error)
 	return 0;
 }
 
+bool
+monitor_is_shared_directory(const struct monitor *monitor, const char *directory)
+{
+	const char *shared = monitor->settings->spool_dir;
+	size_t length = strlen(shared);
+
+	while (length > 1 && shared[length - 1] == '/')
+		length--;
+	return strlen(directory) == length && memcmp(directory, shared, length) == 0;
+}
+
 int
 monitor_job_names(struct monitor *monitor, struct job *job, bool virtual_user, struct error *error)
 {
@@ -169,7 +185,7 @@ monitor_job_names(struct monitor *monitor, struct job *job, bool virtual_user, s
 	if (spool_names_make(settings->spool_dir, maildrop, settings->temp_dir, settings->temp_name,
 		job->user, &job->names, error) == -1)
 		return -1;
-	job->private_directory = strcmp(job->names.directory, settings->spool_dir) != 0;
+	job->private_directory = !monitor_is_shared_directory(monitor, job->names.directory);
 	return 0;
 }
 
@@ -207,6 +223,8 @@ try_dot_lock(struct monitor *monitor, struct job *job, int64_t now)
 	struct error error;
 	bool stale = false;
 
+	if (job->recover && !job->private_directory && !job->dot_locked)
+		monitor_adopt_dot_lock(monitor, job);
 	if (job->kind == JOB_OPEN || job->private_directory || job->dot_locked)
 		return true;
 	if (dot_lock_try(monitor->spool_directory_fd, job->names.dot_lock,
@@ -243,12 +261,35 @@ spool_is_missing(const struct monitor *monitor, const struct job *job)
 	       errno == ENOENT;
 }
 
+/* Nobody may see a spool that is half rewritten, even where the recovery has no session lock yet.
+ */
+static bool
+is_being_recovered(const struct monitor *monitor, const struct job *job)
+{
+	for (const struct job *other = monitor->jobs; other != NULL; other = other->next) {
+		if (other->recover && other->phase != JOB_FINISHED &&
+		    strcmp(other->names.spool, job->names.spool) == 0 &&
+		    strcmp(other->names.directory, job->names.directory) == 0)
+			return true;
+	}
+	return false;
+}
+
 /* Take what must be taken before the agent starts; called again by time while something is busy. */
 static void
 job_lock(struct monitor *monitor, struct job *job, int64_t now)
 {
 	struct error error;
 
+	if (job->kind == JOB_OPEN && is_being_recovered(monitor, job)) {
+		error_set(&error, ERROR_LOCKED, "an interrupted update is being completed");
+		monitor_job_failed(monitor, job, &error);
+		return;
+	}
+	if (!job->private_directory && monitor_shared_directories(monitor, &error) == -1) {
+		monitor_job_failed(monitor, job, &error);
+		return;
+	}
 	if (job->session_lock_fd == -1 && !job->private_directory) {
 		if (session_lock_try(monitor->temp_directory_fd, job->names.session,
 			monitor->privileged ? job->uid : (uid_t)-1, job->gid, &job->session_lock_fd,
@@ -290,15 +331,26 @@ job_start_agent(struct monitor *monitor, struct job *job)
 	}
 	if (monitor_assign_journal(monitor, job, &error) == -1 ||
 	    monitor_agent_start(monitor, job, &error) == -1) {
-		if (job->recover) {
-			job->phase = JOB_DEFERRED;
-			job->next_ms = monitor_now_ms() + MONITOR_RECOVERY_RETRY_MS;
-			log_write(monitor->log, LOG_LEVEL_ERROR, "recovery for %s: %s", job->user,
-			    error.text);
-			return;
-		}
 		monitor_job_failed(monitor, job, &error);
 	}
+}
+
+/* A recovery goes on where it was: without its locks it may not begin. */
+static enum job_phase
+phase_after_pause(const struct job *job)
+{
+	if (!job->private_directory && (job->session_lock_fd == -1 || !job->dot_locked))
+		return JOB_LOCKING;
+	return JOB_QUEUED;
+}
+
+/* In a directory of the user's own the agent takes the session lock, elsewhere it is ours. */
+static bool
+lock_is_where_agreed(const struct job *job, const struct message_login_result *result)
+{
+	bool sent = (result->flags & LOGIN_HAS_LOCK) != 0;
+
+	return result->status != LOGIN_OK || sent == job->private_directory;
 }
 
 /* ---- what messages bring about ---- */
@@ -309,8 +361,7 @@ monitor_agent_message(struct monitor *monitor, struct job *job, struct message *
 	switch (message->header.type) {
 	case MESSAGE_AGENT_OPENED:
 		if (job->kind != JOB_OPEN ||
-		    (!job->private_directory &&
-			(message->payload.login_result.flags & LOGIN_HAS_LOCK) != 0))
+		    !lock_is_where_agreed(job, &message->payload.login_result))
 			break;
 		if (message->payload.login_result.status != LOGIN_OK)
 			monitor_login_failed(monitor, job, message->payload.login_result.status,
@@ -393,10 +444,7 @@ job_run(struct monitor *monitor, struct job *job, int64_t now)
 	if (job->phase == JOB_LOCKING && now >= job->next_ms)
 		job_lock(monitor, job, now);
 	if (job->phase == JOB_DEFERRED && now >= job->next_ms)
-		job->phase = job->kind == JOB_RECOVER && job->session_lock_fd == -1 &&
-				     !job->private_directory
-				 ? JOB_LOCKING
-				 : JOB_QUEUED;
+		job->phase = phase_after_pause(job);
 	if (job->phase == JOB_QUEUED && now >= job->next_ms)
 		job_start_agent(monitor, job);
 	/* An agent that its owner has stopped, or that hangs; an update goes on in a recovery. */

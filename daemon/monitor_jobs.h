@@ -14,13 +14,18 @@ struct job *monitor_job_new(
     struct monitor *monitor, enum job_kind kind, uint64_t session, uint32_t worker);
 /* Release whatever the job holds; it leaves the list at the end of the round. */
 void monitor_job_finish(struct monitor *monitor, struct job *job);
-/* Its agent has given its result: how it ends is nobody's affair any more. */
+/* Its agent, if it has one, has given its result, or none is wanted: it is ended. */
 void monitor_job_forget_agent(struct monitor *monitor, struct job *job);
-/* It cannot go on: answer the worker by the kind of job and error, then finish. */
+/*
+ * It cannot go on: answer the worker by the kind of job and error, then finish. A recovery is put
+ * off instead, with what it holds: its journal may be in force.
+ */
 void monitor_job_failed(struct monitor *monitor, struct job *job, const struct error *error);
 /* Fill job->names from job->user and, for a virtual user, passwd-file. */
 int monitor_job_names(
     struct monitor *monitor, struct job *job, bool virtual_user, struct error *error);
+/* Whether that directory of struct spool_names is spool-dir, however that is spelled at its end. */
+bool monitor_is_shared_directory(const struct monitor *monitor, const char *directory);
 /* Open spool-dir and temp-dir unless they are open. */
 int monitor_shared_directories(struct monitor *monitor, struct error *error);
 void monitor_release_dot_lock(struct monitor *monitor, struct job *job);
@@ -63,6 +68,10 @@ int monitor_assign_journal(struct monitor *monitor, struct job *job, struct erro
 /* AGENT_FINISHED. */
 void monitor_update_finished(
     struct monitor *monitor, struct job *job, const struct message_update_result *result);
+/* The dot-lock of a crashed update is ours again if it is still there. */
+void monitor_adopt_dot_lock(struct monitor *monitor, struct job *job);
+/* A recovery failed: it is tried again later, the locks stay. */
+void monitor_defer_recovery(struct monitor *monitor, struct job *job, const char *reason);
 /* The agent ended while its journal may be in force: the locks stay, recovery starts at once. */
 void monitor_begin_recovery(struct monitor *monitor, struct job *job);
 

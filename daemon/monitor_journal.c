@@ -39,6 +39,14 @@ record_checksum(const struct owner_record *record)
 	return XXH3_64bits(record, offsetof(struct owner_record, checksum));
 }
 
+static int
+sync_directory(int fd, struct error *error)
+{
+	if (fsync(fd) == -1)
+		return error_set_errno(error, errno, "fsync of the directory of journals");
+	return 0;
+}
+
 int
 journal_pool_open(struct journal_pool *pool, const char *state_dir, struct error *error)
 {
@@ -48,7 +56,10 @@ journal_pool_open(struct journal_pool *pool, const char *state_dir, struct error
 	*pool = (struct journal_pool){ .directory_fd = -1 };
 	if (spool_open_directory(state_dir, &state_fd, error) == -1)
 		return -1;
-	if (mkdirat(state_fd, "journal", 0700) == -1 && errno != EEXIST) {
+	if (mkdirat(state_fd, "journal", 0700) == 0) {
+		if (sync_directory(state_fd, error) == -1)
+			goto out;
+	} else if (errno != EEXIST) {
 		error_set_errno(error, errno, "cannot create %s/journal", state_dir);
 		goto out;
 	}
@@ -91,9 +102,26 @@ slot_open_file(const struct journal_pool *pool, uint32_t number, const char *suf
 }
 
 /*
- * Open slot `number` and take its lock. *taken_out is false when another process holds it. A slot
- * that is new gets its full size now, so that no update can run out of space in its journal.
+ * A slot that is new gets its full size now, so that no update can run out of space in its journal,
+ * and its names are made to outlive a power loss.
  */
+static int
+slot_reserve(const struct journal_pool *pool, const struct journal_slot *slot, struct error *error)
+{
+	struct stat status;
+
+	if (fstat(slot->journal_fd, &status) == -1)
+		return error_set_errno(error, errno, "journal %u", slot->number);
+	errno = posix_fallocate(slot->journal_fd, 0, EXPUNGE_JOURNAL_SIZE);
+	if (errno != 0)
+		return error_set_errno(error, errno, "cannot reserve %u bytes for journal %u",
+		    EXPUNGE_JOURNAL_SIZE, slot->number);
+	return status.st_size < (off_t)EXPUNGE_JOURNAL_SIZE
+		   ? sync_directory(pool->directory_fd, error)
+		   : 0;
+}
+
+/* Open slot `number` and take its lock. *taken_out is false when another process holds it. */
 static int
 slot_open(const struct journal_pool *pool, uint32_t number, bool create, struct journal_slot *slot,
     bool *taken_out, struct error *error)
@@ -117,12 +145,8 @@ slot_open(const struct journal_pool *pool, uint32_t number, bool create, struct 
 		slot_close(slot);
 		return 0;
 	}
-	errno = posix_fallocate(slot->journal_fd, 0, EXPUNGE_JOURNAL_SIZE);
-	if (errno != 0) {
-		error_set_errno(error, errno, "cannot reserve %u bytes for journal %u",
-		    EXPUNGE_JOURNAL_SIZE, number);
+	if (slot_reserve(pool, slot, error) == -1)
 		goto failed;
-	}
 	*taken_out = true;
 	return 0;
 failed:
@@ -155,13 +179,46 @@ pool_holds(const struct journal_pool *pool, uint32_t number)
 	return false;
 }
 
+/* Whether somebody's update is under way in that slot, or was interrupted there. */
 static bool
-slot_exists(const struct journal_pool *pool, uint32_t number)
+slot_in_use(const struct journal_pool *pool, uint32_t number)
 {
-	char name[JOURNAL_NAME_MAX];
+	struct journal_slot slot = { .number = number, .journal_fd = -1, .lock_fd = -1 };
+	struct journal_owner owner;
+	struct error error;
+	bool in_use;
 
-	snprintf(name, sizeof name, "%u.owner", number);
-	return faccessat(pool->directory_fd, name, F_OK, 0) == 0;
+	slot.owner_fd = slot_open_file(pool, number, "owner", O_RDONLY, &error);
+	if (slot.owner_fd == -1)
+		return false;
+	in_use = slot_read_owner(&slot, &owner);
+	slot_close(&slot);
+	return in_use;
+}
+
+/* Under the lock, the record decides: its update may have ended since it was looked at. */
+static int
+claim(struct journal_pool *pool, uint32_t number, struct journal_owner *owner,
+    struct journal_slot **slot_out, struct error *error)
+{
+	struct journal_slot slot;
+	bool taken;
+
+	*slot_out = NULL;
+	if (slot_open(pool, number, false, &slot, &taken, error) == -1)
+		return -1;
+	if (!taken) {
+		pool->foreign = true;
+		return 0;
+	}
+	if (!slot_read_owner(&slot, owner)) {
+		slot_close(&slot);
+		return 0;
+	}
+	slot.busy = true;
+	pool->slots[pool->count] = slot;
+	*slot_out = &pool->slots[pool->count++];
+	return 0;
 }
 
 int
@@ -169,35 +226,51 @@ journal_pool_claim(struct journal_pool *pool,
     void (*found)(void *context, struct journal_slot *slot, const struct journal_owner *owner),
     void *context, struct error *error)
 {
+	int result = 0;
+
 	pool->foreign = false;
 	for (uint32_t number = 0; number < MONITOR_JOURNALS_MAX; number++) {
-		struct journal_slot slot;
 		struct journal_owner owner;
-		bool taken;
-		if (pool_holds(pool, number))
+		struct journal_slot *slot;
+		if (pool_holds(pool, number) || !slot_in_use(pool, number))
 			continue;
-		if (!slot_exists(pool, number))
-			break;
-		if (slot_open(pool, number, false, &slot, &taken, error) == -1)
-			return -1;
-		if (!taken) {
-			pool->foreign = true;
-			continue;
-		}
-		pool->slots[pool->count++] = slot;
-		if (slot_read_owner(&slot, &owner)) {
-			pool->slots[pool->count - 1].busy = true;
-			found(context, &pool->slots[pool->count - 1], &owner);
-		}
+		if (claim(pool, number, &owner, &slot, error) == -1)
+			result = -1;
+		else if (slot != NULL)
+			found(context, slot, &owner);
 	}
-	return 0;
+	return result;
+}
+
+/* An agent has a copy of the lock's descriptor: one that was taken over may have given it up. */
+static bool
+slot_is_free(const struct journal_slot *slot)
+{
+	return !slot->busy && flock(slot->lock_fd, LOCK_EX | LOCK_NB) == 0;
+}
+
+/*
+ * What nobody owns must be void. If it is damaged or in force all the same, it is kept for the
+ * administrator: left where it is, it would make every update fail that is given this slot.
+ */
+static int
+make_void(struct journal_pool *pool, struct journal_slot *slot, struct error *error)
+{
+	struct error ignored;
+	bool pending;
+
+	if (expunge_journal_pending(&store_io_system, slot->journal_fd, &pending, &ignored) == 0 &&
+	    !pending)
+		return 0;
+	slot->replaced = true;
+	return journal_slot_set_aside(pool, slot, "nobody", error);
 }
 
 int
 journal_slot_take(struct journal_pool *pool, struct journal_slot **slot_out, struct error *error)
 {
 	for (uint32_t i = 0; i < pool->count; i++) {
-		if (!pool->slots[i].busy) {
+		if (slot_is_free(&pool->slots[i])) {
 			pool->slots[i].busy = true;
 			*slot_out = &pool->slots[i];
 			return 0;
@@ -218,6 +291,10 @@ journal_slot_take(struct journal_pool *pool, struct journal_slot **slot_out, str
 			slot_close(&slot);
 			pool->foreign = true;
 			continue;
+		}
+		if (make_void(pool, &slot, error) == -1) {
+			slot_close(&slot);
+			return -1;
 		}
 		slot.busy = true;
 		pool->slots[pool->count] = slot;
@@ -264,26 +341,16 @@ journal_slot_set_aside(
 {
 	char from[JOURNAL_NAME_MAX];
 	char to[JOURNAL_NAME_MAX];
-	int result = 0;
 
 	snprintf(from, sizeof from, "%u.journal", slot->number);
-	snprintf(
-	    to, sizeof to, "foreign-%lld-%.*s.journal", (long long)time(NULL), USER_NAME_MAX, user);
+	snprintf(to, sizeof to, "foreign-%lld-%u-%.*s.journal", (long long)time(NULL), slot->number,
+	    USER_NAME_MAX, user);
+	/* where anything fails, the slot stays busy: another's update must not meet this journal */
 	if (renameat(pool->directory_fd, from, pool->directory_fd, to) == -1)
-		result = error_set_errno(error, errno, "cannot set journal %s aside", from);
-	if (journal_slot_release(slot, error) == -1)
-		result = -1;
+		return error_set_errno(error, errno, "cannot set journal %s aside", from);
 	close(slot->journal_fd);
 	slot->journal_fd = slot_open_file(pool, slot->number, "journal", O_RDWR | O_CREAT, error);
-	if (slot->journal_fd == -1) {
-		slot->busy = true; /* unusable: never handed out again by this process */
+	if (slot->journal_fd == -1 || slot_reserve(pool, slot, error) == -1)
 		return -1;
-	}
-	errno = posix_fallocate(slot->journal_fd, 0, EXPUNGE_JOURNAL_SIZE);
-	if (errno != 0) {
-		slot->busy = true;
-		return error_set_errno(
-		    error, errno, "cannot reserve space for journal %u", slot->number);
-	}
-	return result;
+	return journal_slot_release(slot, error);
 }

@@ -198,6 +198,8 @@ monitor_opened(struct monitor *monitor, struct job *job, struct message *message
 	unsigned count = 0;
 	unsigned next = 0;
 
+	/* an agent that was taken over must not speak of another session, or as another user */
+	result.session = job->session;
 	result.open_microseconds = (uint64_t)(monitor_now_ms() - job->started_ms) * 1000;
 	memcpy(result.user, job->user, sizeof result.user);
 	if (result.flags & LOGIN_HAS_SPOOL)

@@ -18,8 +18,12 @@
 static int
 open_signals(struct monitor *monitor, struct error *error)
 {
+	const struct sigaction ignore = { .sa_handler = SIG_IGN };
 	sigset_t signals;
 
+	/* who ends every process of the machine would end agents in the middle of an update */
+	if (sigaction(SIGTERM, &ignore, NULL) == -1)
+		return error_set_errno(error, errno, "sigaction");
 	sigemptyset(&signals);
 	sigaddset(&signals, SIGCHLD);
 	if (sigprocmask(SIG_BLOCK, &signals, NULL) == -1)

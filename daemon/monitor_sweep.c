@@ -18,27 +18,67 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #define MONITOR_FILE	 "monitor."
 #define LOCK_CONTENT_MAX 300
 #define MONITOR_NAME_MAX 32
 
+#define ANNOUNCE_TRIES		   100
+#define ANNOUNCE_PAUSE_NANOSECONDS 20000000L
+
+/*
+ * Create our file, or take the one of a dead monitor of the same number, and lock it. *taken_out is
+ * false when a sweep of another monitor was faster: it believes us dead, and removes the file.
+ */
+static int
+try_to_announce(struct monitor *monitor, const char *name, bool *taken_out, struct error *error)
+{
+	const int flags = O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC;
+	struct stat status;
+	int fd = openat(monitor->state_directory_fd, name, flags | O_EXCL, 0600);
+
+	if (fd == -1 && errno == EEXIST) {
+		monitor->number_reused = true;
+		fd = openat(monitor->state_directory_fd, name, flags, 0600);
+	}
+	if (fd == -1)
+		return error_set_errno(
+		    error, errno, "cannot create %s/%s", monitor->settings->state_dir, name);
+	*taken_out = false;
+	if (flock(fd, LOCK_EX | LOCK_NB) == 0)
+		*taken_out = fstat(fd, &status) == 0 && status.st_nlink > 0;
+	else if (errno != EWOULDBLOCK) {
+		error_set_errno(
+		    error, errno, "cannot lock %s/%s", monitor->settings->state_dir, name);
+		close(fd);
+		return -1;
+	}
+	if (*taken_out)
+		monitor->self_fd = fd;
+	else
+		close(fd);
+	return 0;
+}
+
 int
 monitor_announce(struct monitor *monitor, struct error *error)
 {
+	const struct timespec pause = { .tv_nsec = ANNOUNCE_PAUSE_NANOSECONDS };
 	char name[MONITOR_NAME_MAX];
+	bool taken;
 
 	snprintf(name, sizeof name, MONITOR_FILE "%ld", (long)getpid());
-	monitor->self_fd = openat(
-	    monitor->state_directory_fd, name, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
-	if (monitor->self_fd == -1)
-		return error_set_errno(
-		    error, errno, "cannot create %s/%s", monitor->settings->state_dir, name);
-	if (flock(monitor->self_fd, LOCK_EX | LOCK_NB) == -1)
-		return error_set_errno(
-		    error, errno, "cannot lock %s/%s", monitor->settings->state_dir, name);
-	return 0;
+	for (unsigned tries = 0; tries < ANNOUNCE_TRIES; tries++) {
+		if (try_to_announce(monitor, name, &taken, error) == -1)
+			return -1;
+		if (taken)
+			return 0;
+		nanosleep(&pause, NULL);
+	}
+	return error_set(error, ERROR_LOCKED, "%s/%s is locked by another process",
+	    monitor->settings->state_dir, name);
 }
 
 /* Whether the dot-lock `name` was made by process `content` ("PID@HOST"). */
@@ -61,12 +101,12 @@ lock_is_by(int directory_fd, const char *name, const char *content, struct dot_l
 	       memcmp(bytes, content, (size_t)size) == 0;
 }
 
-/* A recovery of ours has adopted this lock: it is in use again. */
+/* Ours, or of an update that we recover: it is in use. */
 static bool
 lock_is_adopted(const struct monitor *monitor, const struct dot_lock *lock)
 {
 	for (const struct job *job = monitor->jobs; job != NULL; job = job->next) {
-		if (job->dot_locked && job->dot_lock.device == lock->device &&
+		if ((job->dot_locked || job->recover) && job->dot_lock.device == lock->device &&
 		    job->dot_lock.inode == lock->inode)
 			return true;
 	}
@@ -157,6 +197,10 @@ monitor_sweep(struct monitor *monitor)
 
 	if (journal_pool_claim(&monitor->journals, found_journal, monitor, &error) == -1)
 		log_write(monitor->log, LOG_LEVEL_ERROR, "%s", error.text);
+	if (monitor->number_reused && !monitor->journals.foreign) {
+		remove_locks(monitor, (long)getpid());
+		monitor->number_reused = false;
+	}
 	monitor->others_alive = false;
 	fd = openat(monitor->state_directory_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	directory = fd == -1 ? NULL : fdopendir(fd);

@@ -62,6 +62,11 @@ monitor_assign_journal(struct monitor *monitor, struct job *job, struct error *e
 		return 0;
 	if (job->slot == NULL && journal_slot_take(&monitor->journals, &job->slot, error) == -1)
 		return -1;
+	if (job->slot->replaced)
+		log_write(monitor->log, LOG_LEVEL_ERROR,
+		    "journal %u was damaged and belonged to nobody: it is set aside in %s/journal",
+		    job->slot->number, monitor->settings->state_dir);
+	job->slot->replaced = false;
 	memset(&owner, 0, sizeof owner);
 	owner.uid = job->uid;
 	owner.gid = job->gid;
@@ -125,24 +130,29 @@ monitor_update_finished(
 	answer_update(monitor, job, result);
 }
 
+void
+monitor_defer_recovery(struct monitor *monitor, struct job *job, const char *reason)
+{
+	log_write(monitor->log, LOG_LEVEL_ERROR,
+	    "recovery for %s (%s/%s) is tried again in %d seconds: %s", job->user,
+	    job->names.directory, job->names.spool, MONITOR_RECOVERY_RETRY_MS / 1000, reason);
+	monitor_update_failed(monitor, job, UPDATE_TEMPORARY, "recovery is pending");
+	job->phase = JOB_DEFERRED;
+	job->next_ms = monitor_now_ms() + MONITOR_RECOVERY_RETRY_MS;
+}
+
 /* An agent ended while its journal may be in force: the locks stay, and recovery starts at once. */
 void
 monitor_begin_recovery(struct monitor *monitor, struct job *job)
 {
-	struct error error;
-
 	job->recover = true;
 	job->attempts++;
 	job->phase = JOB_QUEUED;
 	job->next_ms = 0;
 	log_write(monitor->log, LOG_LEVEL_WARNING,
 	    "the update agent of %s ended early: recovery, attempt %u", job->user, job->attempts);
-	if (job->attempts > 3) {
-		memset(&error, 0, sizeof error);
-		monitor_update_failed(monitor, job, UPDATE_TEMPORARY, "recovery is pending");
-		job->phase = JOB_DEFERRED;
-		job->next_ms = monitor_now_ms() + MONITOR_RECOVERY_RETRY_MS;
-	}
+	if (job->attempts > 3)
+		monitor_defer_recovery(monitor, job, "several agents have failed");
 }
 
 bool
@@ -222,12 +232,40 @@ monitor_update(struct monitor *monitor, uint32_t worker, struct message *message
 }
 
 void
+monitor_adopt_dot_lock(struct monitor *monitor, struct job *job)
+{
+	struct error error;
+
+	job->dot_locked =
+	    job->dot_lock.inode != 0 && dot_lock_refresh(monitor->spool_directory_fd,
+					    job->names.dot_lock, &job->dot_lock, &error) == 0;
+}
+
+/* The file of that name in another directory is not the one that was being rewritten. */
+static bool
+belongs_here(
+    struct monitor *monitor, const struct journal_slot *slot, const struct journal_owner *owner)
+{
+	if (owner->private_directory ||
+	    monitor_is_shared_directory(monitor, owner->names.directory))
+		return true;
+	log_write(monitor->log, LOG_LEVEL_ERROR,
+	    "journal %u holds an interrupted update of %s/%s: it is recovered when spool-dir is %s "
+	    "again",
+	    slot->number, owner->names.directory, owner->names.spool, owner->names.directory);
+	return false;
+}
+
+void
 monitor_recover(
     struct monitor *monitor, struct journal_slot *slot, const struct journal_owner *owner)
 {
-	struct job *job = monitor_job_new(monitor, JOB_RECOVER, 0, 0);
 	struct error error;
+	struct job *job;
 
+	if (!belongs_here(monitor, slot, owner))
+		return; /* the slot stays busy */
+	job = monitor_job_new(monitor, JOB_RECOVER, 0, 0);
 	if (job == NULL)
 		return; /* the slot stays busy; the next monitor recovers it */
 	job->recover = true;
@@ -243,15 +281,8 @@ monitor_recover(
 	    job->names.directory, job->names.spool);
 	if (job->private_directory)
 		return;
-	if (monitor_shared_directories(monitor, &error) == -1) {
-		log_write(
-		    monitor->log, LOG_LEVEL_ERROR, "recovery for %s: %s", job->user, error.text);
-		job->phase = JOB_DEFERRED;
-		job->next_ms = monitor_now_ms() + MONITOR_RECOVERY_RETRY_MS;
-		return;
-	}
-	/* the dot-lock of the crashed update is adopted if it is still there */
-	job->dot_locked =
-	    job->dot_lock.inode != 0 && dot_lock_refresh(monitor->spool_directory_fd,
-					    job->names.dot_lock, &job->dot_lock, &error) == 0;
+	if (monitor_shared_directories(monitor, &error) == -1)
+		monitor_defer_recovery(monitor, job, error.text);
+	else
+		monitor_adopt_dot_lock(monitor, job);
 }

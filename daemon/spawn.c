@@ -120,22 +120,25 @@ out:
 	return result;
 }
 
-/* What the checker said on its standard output, within a time limit. */
-static void
+/* What the checker said on its standard output; false when it did not end within the time limit. */
+static bool
 read_complaint(int fd, char *text, size_t size)
 {
 	struct pollfd poll_fd = { .fd = fd, .events = POLLIN };
+	bool ended = false;
 	size_t used = 0;
 
 	while (used < size - 1 && poll(&poll_fd, 1, CHECK_TIMEOUT_MS) > 0) {
 		ssize_t got = read(fd, text + used, size - 1 - used);
-		if (got <= 0)
+		ended = got <= 0;
+		if (ended)
 			break;
 		used += (size_t)got;
 	}
 	while (used > 0 && (text[used - 1] == '\n' || text[used - 1] == '\r'))
 		used--;
 	text[used] = '\0';
+	return ended;
 }
 
 int
@@ -163,7 +166,8 @@ spawn_check_certificate(const struct settings *settings, struct error *error)
 	}
 	close(output[1]);
 	output[1] = -1;
-	read_complaint(output[0], complaint, sizeof complaint);
+	if (!read_complaint(output[0], complaint, sizeof complaint))
+		kill(child, SIGKILL); /* a key on a file system that hangs must not hang us */
 	while (waitpid(child, &status, 0) == -1 && errno == EINTR)
 		continue;
 	if (WIFEXITED(status) && WEXITSTATUS(status) == 0)

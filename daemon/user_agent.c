@@ -104,6 +104,20 @@ user_agent_wait_for_deliverer(const struct user_agent *agent, int directory_fd, 
 }
 
 int
+user_agent_check_filesystem(const struct user_agent *agent, int fd,
+    enum spool_filesystem *filesystem_out, struct error *error)
+{
+	if (spool_filesystem_of(fd, filesystem_out, error) == -1)
+		return -1;
+	if (*filesystem_out == SPOOL_FUSE && !agent->settings->allow_fuse)
+		return error_set(error, ERROR_DENIED,
+		    "%s/%s is on a FUSE file system, whose owner can hang its readers; "
+		    "set allow-fuse if that is wanted",
+		    agent->names->directory, agent->names->spool);
+	return 0;
+}
+
+int
 user_agent_directory(const struct user_agent *agent, int *fd_out, struct error *error)
 {
 	if (agent->directory_fd != -1) {

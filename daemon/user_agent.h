@@ -68,6 +68,12 @@ int user_agent_dot_lock(const struct user_agent *agent, int directory_fd, struct
 /* Wait until no dot-lock in force stands beside the spool (a stale one does not count). */
 int user_agent_wait_for_deliverer(
     const struct user_agent *agent, int directory_fd, struct error *error);
+/*
+ * The kind of file system behind fd. FUSE is ERROR_DENIED unless allow-fuse: who closes such a
+ * descriptor waits for its owner's program, and some are handed to monitor and worker.
+ */
+int user_agent_check_filesystem(const struct user_agent *agent, int fd,
+    enum spool_filesystem *filesystem_out, struct error *error);
 /* The spool's directory: the inherited descriptor, or opened with the owner's rights. */
 int user_agent_directory(const struct user_agent *agent, int *fd_out, struct error *error);
 

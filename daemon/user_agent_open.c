@@ -49,6 +49,7 @@ status_of(const struct error *error)
 static int
 take_session_lock(const struct user_agent *agent, struct opened *opened, struct error *error)
 {
+	enum spool_filesystem filesystem;
 	int temp_fd;
 	int result;
 
@@ -57,7 +58,9 @@ take_session_lock(const struct user_agent *agent, struct opened *opened, struct 
 	result = session_lock_try(
 	    temp_fd, agent->names->session, (uid_t)-1, (gid_t)-1, &opened->session_lock_fd, error);
 	close(temp_fd);
-	return result;
+	if (result == -1)
+		return -1;
+	return user_agent_check_filesystem(agent, opened->session_lock_fd, &filesystem, error);
 }
 
 /* One look at the spool; *stable_out tells whether nothing can have changed meanwhile. */
@@ -68,18 +71,21 @@ scan_once(
 	struct spool_identity identity;
 	struct stat status;
 	struct timespec now;
+	bool complete = true;
 
 	if (store_status(&store_io_system, opened->spool_fd, &status, "spool", error) == -1)
 		return -1;
 	spool_identity_of(&status, &identity);
 	if (mbox_scan(&store_io_system, opened->spool_fd, (uint64_t)status.st_size, &opened->table,
-		error) == -1 &&
-	    error->code != ERROR_CHANGED)
-		return -1;
+		error) == -1) {
+		if (error->code != ERROR_CHANGED)
+			return -1;
+		complete = false;
+	}
 	if (store_status(&store_io_system, opened->spool_fd, &status, "spool", error) == -1)
 		return -1;
 	spool_identity_of(&status, &opened->result.identity);
-	*stable_out = spool_identity_equal(&identity, &opened->result.identity) &&
+	*stable_out = complete && spool_identity_equal(&identity, &opened->result.identity) &&
 		      !dot_lock_present(opened->directory_fd, agent->names->dot_lock);
 	if (*stable_out) {
 		clock_gettime(CLOCK_REALTIME, &now);
@@ -133,13 +139,8 @@ index_spool(const struct user_agent *agent, struct opened *opened, struct error 
 		return -1;
 	if (!exists)
 		return 0;
-	if (spool_filesystem_of(opened->spool_fd, &filesystem, error) == -1)
+	if (user_agent_check_filesystem(agent, opened->spool_fd, &filesystem, error) == -1)
 		return -1;
-	if (filesystem == SPOOL_FUSE && !agent->settings->allow_fuse)
-		return error_set(error, ERROR_DENIED,
-		    "%s/%s is on a FUSE file system, whose owner can hang its readers; "
-		    "set allow-fuse if that is wanted",
-		    agent->names->directory, agent->names->spool);
 	opened->result.filesystem = filesystem;
 	if (scan_stable(agent, opened, error) == -1)
 		return -1;

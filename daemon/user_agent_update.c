@@ -148,7 +148,7 @@ lock_spool(struct update *update, bool *exists_out, struct error *error)
 		return -1;
 	if (!*exists_out)
 		return 0;
-	if (spool_filesystem_of(update->spool_fd, &filesystem, error) == -1 ||
+	if (user_agent_check_filesystem(agent, update->spool_fd, &filesystem, error) == -1 ||
 	    user_agent_lock_spool(
 		agent, update->spool_fd, true, filesystem == SPOOL_NETWORK, error) == -1)
 		return -1;
@@ -362,6 +362,7 @@ user_agent_recover(struct user_agent *agent)
 	update.spool_fd = agent->spool_fd;
 	if (recover(&update, &error) == -1) {
 		fail(&update.result, &error);
+		update.result.status = UPDATE_TEMPORARY;
 		update.result.recovery = RECOVERY_PENDING;
 	}
 	return finish(&update);

@@ -5,7 +5,8 @@
  * descriptors that the monitor hands it. It opens, connects, locks and executes nothing.
  *
  * Rooms: worker_main.c (the parent that forks workers), worker_loop.c (events, timers, channels),
- * worker_connection.c (one client's socket), worker_session.c (engine, login, update, records),
+ * worker_table.c (connections by session and by time), worker_connection.c (one client's socket),
+ * worker_session.c (engine, login, update), worker_log.c (what the log is to know of a session),
  * worker_body.c (a maildrop's table and its messages), worker_reader.c (threads for reads that
  * would block). Everything but the reader threads runs in one thread.
  */
@@ -183,6 +184,7 @@ struct connection {
 	const char *end;	     /* why the session ended, static; NULL: it has not */
 	bool logged_in;
 	bool command_failed; /* the last command was answered -ERR */
+	uint32_t errors_noted; /* records of such answers */
 	bool input_ended;    /* the client has sent its last octet */
 	bool client_gone;    /* and takes nothing any more: epoll does not watch it */
 	struct session_figures figures;
@@ -243,8 +245,7 @@ int worker_watch(struct worker *worker, struct worker_channel *channel, int oper
  * descriptors are taken over in every case. Only lack of memory loses a message; it is logged.
  */
 void worker_post(struct worker *worker, struct worker_channel *channel, enum message_type type,
-		 const void *payload, const void *tail, size_t tail_size, const int *fds,
-		 unsigned fd_count);
+    const void *payload, const void *tail, size_t tail_size, const int *fds, unsigned fd_count);
 
 /* Take back an AUTH_REQUEST that still waits for the auth channel. */
 void worker_cancel_request(struct worker *worker, uint64_t session);
@@ -255,7 +256,16 @@ void worker_run_later(struct connection *connection);
 /* To be freed at the end of the round; the phase becomes CONNECTION_DEAD. */
 void worker_bury(struct connection *connection);
 
-/* ---- worker_main.c: the table of connections ---- */
+/* ---- worker_table.c ---- */
+
+/*
+ * Allocate an empty table for sessions-per-worker connections, and the worker's chunk. On an error
+ * (ENOMEM) the caller frees what there is.
+ */
+int worker_make_tables(struct worker *worker, struct error *error);
+
+/* Free them; connections are the caller's. */
+void worker_free_tables(struct worker *worker);
 
 /* Take a new connection into the table. -1 when memory is exhausted. */
 int connection_add(struct worker *worker, struct connection *connection);
@@ -334,8 +344,28 @@ void session_farewell(struct connection *connection, const char *end, const char
  */
 void session_over(struct connection *connection, const char *end);
 
+/* ---- worker_log.c ---- */
+
+/* The name the session is known by, as far as one was given; borrowed from the connection. */
+const char *session_user_name(const struct connection *connection);
+
 /* A line about the client at notice level: "USER at HOST (IP): text". */
 void session_notice(const struct connection *connection, const char *text, int size);
+
+/* A warning: the client has named an account and no more. size is the most octets of user shown. */
+void session_warn_of_probe(const struct connection *connection, const char *user, int size);
+
+/* What the engine wants to be known (note of struct pop3_host); context is the connection. */
+void session_note(void *context, enum pop3_note note, const char *text, size_t size);
+
+/* The login line in the form that log-login asks for, if it asks for one. */
+void session_log_login(const struct connection *connection);
+
+/* The record of a session that is over; end as in session_over. */
+void session_record(const struct connection *connection, const char *end);
+
+/* The lines of old (reference 17.3 and 17.4), where they are asked for; connection->end is set. */
+void session_record_compatibly(const struct connection *connection);
 
 /* ---- worker_body.c ---- */
 
@@ -370,8 +400,8 @@ void body_drop(struct connection *connection);
 /* ---- worker_reader.c ---- */
 
 /* Start threads; *event_fd_out becomes readable when jobs are finished (owned by the pool). */
-int reader_pool_start(unsigned threads, struct reader_pool **pool_out, int *event_fd_out,
-		      struct error *error);
+int reader_pool_start(
+    unsigned threads, struct reader_pool **pool_out, int *event_fd_out, struct error *error);
 
 enum reader_result {
 	READER_DONE,  /* the bytes are in worker->chunk */
@@ -383,8 +413,8 @@ enum reader_result {
  * Read size bytes (at most WORKER_CHUNK_MAX) of a connection's spool without ever blocking the
  * loop; *got_out may be less, 0 at the end of the spool. A failure is logged.
  */
-enum reader_result reader_read(struct connection *connection, uint64_t offset, size_t size,
-			       size_t *got_out);
+enum reader_result reader_read(
+    struct connection *connection, uint64_t offset, size_t size, size_t *got_out);
 
 /* The finished jobs, oldest first; the caller frees them. */
 struct reader_job *reader_finished(struct reader_pool *pool);

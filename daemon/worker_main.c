@@ -3,8 +3,7 @@
  *
  * The parent is executed by the master with the rights to give up rights; it reads the certificate,
  * enters the sandbox, and from then on only forks workers when the master asks and reports their
- * ends. It trusts the master alone and never sees a client. Here too is the table in which a worker
- * finds its connections by session and by time.
+ * ends. It trusts the master alone and never sees a client.
  */
 #include "config.h"
 
@@ -26,9 +25,6 @@
 #include "daemon/role.h"
 #include "daemon/sandbox.h"
 
-#define BUCKETS_MIN    64
-#define BUCKETS_MAX    16384
-#define TIMERS_FIRST   64
 #define READER_THREADS 2
 #define STATUS_FAILED  (ROLE_EXIT_FAILED << 8) /* as waitpid gives it */
 
@@ -56,149 +52,6 @@ struct parent {
 	struct child *children;
 	size_t child_count;
 };
-
-/* ---- the table of connections ---- */
-
-/* Session numbers count up, so that their low bits spread well. */
-static struct connection **
-bucket_of(const struct worker *worker, uint64_t session)
-{
-	return &worker->buckets[session & worker->bucket_mask];
-}
-
-struct connection *
-connection_find(const struct worker *worker, uint64_t session)
-{
-	struct connection *connection = *bucket_of(worker, session);
-
-	while (connection != NULL &&
-	       (connection->session != session || connection->phase == CONNECTION_DEAD))
-		connection = connection->hash_next;
-	return connection;
-}
-
-/* ---- its timers: a binary heap by timer_at ---- */
-
-static void
-heap_put(struct worker *worker, size_t index, struct connection *connection)
-{
-	worker->timers[index] = connection;
-	connection->timer_index = index;
-}
-
-static void
-heap_up(struct worker *worker, struct connection *connection)
-{
-	size_t index = connection->timer_index;
-
-	while (index > 0) {
-		struct connection *parent = worker->timers[(index - 1) / 2];
-		if (parent->timer_at <= connection->timer_at)
-			break;
-		heap_put(worker, index, parent);
-		index = (index - 1) / 2;
-	}
-	heap_put(worker, index, connection);
-}
-
-static void
-heap_down(struct worker *worker, struct connection *connection)
-{
-	size_t index = connection->timer_index;
-
-	for (;;) {
-		size_t child = 2 * index + 1;
-		if (child >= worker->connection_count)
-			break;
-		if (child + 1 < worker->connection_count &&
-		    worker->timers[child + 1]->timer_at < worker->timers[child]->timer_at)
-			child++;
-		if (worker->timers[child]->timer_at >= connection->timer_at)
-			break;
-		heap_put(worker, index, worker->timers[child]);
-		index = child;
-	}
-	heap_put(worker, index, connection);
-}
-
-/* A later time needs no work now: when the timer fires, connection_due tells how long is left. */
-void
-connection_timer(struct connection *connection, int64_t at)
-{
-	if (at >= connection->timer_at)
-		return;
-	connection->timer_at = at;
-	heap_up(connection->worker, connection);
-}
-
-void
-connection_timer_moved(struct connection *connection)
-{
-	heap_down(connection->worker, connection);
-}
-
-static void
-heap_remove(struct worker *worker, const struct connection *connection)
-{
-	struct connection *last = worker->timers[--worker->connection_count];
-
-	if (last == connection)
-		return;
-	heap_put(worker, connection->timer_index, last);
-	heap_up(worker, last);
-	heap_down(worker, last);
-}
-
-int
-connection_add(struct worker *worker, struct connection *connection)
-{
-	struct connection **bucket = bucket_of(worker, connection->session);
-
-	if (worker->connection_count == worker->timer_capacity) {
-		size_t capacity = worker->timer_capacity * 2;
-		struct connection **grown = reallocarray(worker->timers, capacity, sizeof(*grown));
-		if (grown == NULL)
-			return -1;
-		worker->timers = grown;
-		worker->timer_capacity = capacity;
-	}
-	connection->hash_next = *bucket;
-	*bucket = connection;
-	connection->timer_at = worker->now + WORKER_SECOND;
-	heap_put(worker, worker->connection_count++, connection);
-	heap_up(worker, connection);
-	return 0;
-}
-
-void
-connection_free(struct connection *connection)
-{
-	struct worker *worker = connection->worker;
-	struct connection **link = bucket_of(worker, connection->session);
-
-	while (*link != connection)
-		link = &(*link)->hash_next;
-	*link = connection->hash_next;
-	heap_remove(worker, connection);
-	free(connection);
-}
-
-static int
-make_tables(struct worker *worker, struct error *error)
-{
-	size_t buckets = BUCKETS_MIN;
-
-	while (buckets < BUCKETS_MAX && (int64_t)buckets < worker->settings->sessions_per_worker)
-		buckets *= 2;
-	worker->bucket_mask = buckets - 1;
-	worker->timer_capacity = TIMERS_FIRST;
-	worker->buckets = calloc(buckets, sizeof(*worker->buckets));
-	worker->timers = calloc(TIMERS_FIRST, sizeof(struct connection *));
-	worker->chunk = malloc(WORKER_CHUNK_MAX);
-	if (worker->buckets == NULL || worker->timers == NULL || worker->chunk == NULL)
-		return error_set_errno(error, ENOMEM, "cannot make the tables of a worker");
-	return 0;
-}
 
 /* ---- how a worker begins ---- */
 
@@ -232,8 +85,8 @@ watch_all(struct worker *worker, int readers_fd, struct error *error)
 }
 
 static int
-start_worker(struct worker *worker, const struct parent *parent, const int *fds,
-	     struct error *error)
+start_worker(
+    struct worker *worker, const struct parent *parent, const int *fds, struct error *error)
 {
 	bool weak = parent->settings->sandbox == SANDBOX_WEAK;
 	unsigned threads = parent->settings->sessions_per_worker == 1 ? 1 : READER_THREADS;
@@ -249,7 +102,7 @@ start_worker(struct worker *worker, const struct parent *parent, const int *fds,
 	worker->signer_fd = fds[START_SIGNER];
 	if (worker->tls != NULL)
 		tls_set_signer(worker->tls, worker->signer_fd);
-	if (set_nonblocking(fds, error) != 0 || make_tables(worker, error) != 0 ||
+	if (set_nonblocking(fds, error) != 0 || worker_make_tables(worker, error) != 0 ||
 	    reader_pool_start(threads, &worker->readers, &readers_fd, error) != 0 ||
 	    watch_all(worker, readers_fd, error) != 0)
 		return -1;
@@ -268,21 +121,13 @@ leave_parent_behind(const struct parent *parent, const int *fds, struct error *e
 	return sandbox_close_all_but(keep, sizeof(keep) / sizeof(keep[0]), error);
 }
 
-static void
-free_tables(struct worker *worker)
-{
-	free(worker->buckets);
-	free(worker->timers);
-	free(worker->chunk);
-}
-
 static int
 worker_main(const struct parent *parent, uint32_t number, const int *fds)
 {
 	struct worker worker = { .number = number,
-				 .settings = parent->settings,
-				 .tls = parent->tls,
-				 .server_name = parent->server_name };
+		.settings = parent->settings,
+		.tls = parent->tls,
+		.server_name = parent->server_name };
 	int status = ROLE_EXIT_FAILED;
 	struct error error;
 	struct log log;
@@ -296,7 +141,7 @@ worker_main(const struct parent *parent, uint32_t number, const int *fds)
 		status = worker_run(&worker);
 	else
 		log_write(&log, LOG_LEVEL_ERROR, "cannot start: %s", error.text);
-	free_tables(&worker);
+	worker_free_tables(&worker);
 	return status;
 }
 
@@ -308,11 +153,11 @@ report_end(struct parent *parent, uint32_t number, int status)
 	struct message_worker message = { .worker = number, .status = status };
 	struct error error;
 
-	if (message_send(ROLE_FD_MASTER, MESSAGE_WORKER_EXITED, &message, NULL, 0, NULL, 0,
-			 &error) != 0 &&
+	if (message_send(
+		ROLE_FD_MASTER, MESSAGE_WORKER_EXITED, &message, NULL, 0, NULL, 0, &error) != 0 &&
 	    error.code != ERROR_CLOSED)
 		log_write(&parent->log, LOG_LEVEL_ERROR, "cannot report the end of worker %u: %s",
-			  number, error.text);
+		    number, error.text);
 }
 
 static struct child *
@@ -382,8 +227,8 @@ serve_master(struct parent *parent, int *status_out)
 	struct error error;
 	bool got;
 
-	if (message_receive(ROLE_FD_MASTER, ROLE_MASTER, ROLE_WORKER_PARENT, &message, &got,
-			    &error) == 0) {
+	if (message_receive(
+		ROLE_FD_MASTER, ROLE_MASTER, ROLE_WORKER_PARENT, &message, &got, &error) == 0) {
 		if (got)
 			worker_wanted(parent, &message);
 		message_close(&message);
@@ -455,8 +300,8 @@ enter_sandbox(struct parent *parent, struct error *error)
 		return error_set(error, ERROR_LIMIT, "state-dir is too long");
 	if (sandbox_privileged() && sandbox_find_user(settings->worker_user, &identity, error) != 0)
 		return -1;
-	return sandbox_enter(&identity, empty, NULL, settings->sandbox == SANDBOX_WEAK,
-			     &parent->layers, error);
+	return sandbox_enter(
+	    &identity, empty, NULL, settings->sandbox == SANDBOX_WEAK, &parent->layers, error);
 }
 
 /* A session has up to four descriptors; the usual soft limit is meant for other programs. */
@@ -480,8 +325,8 @@ prepare(struct parent *parent, struct error *error)
 	const struct settings *settings = parent->settings;
 
 	if (settings->server_name[0] != '\0')
-		snprintf(parent->server_name, sizeof(parent->server_name), "%s",
-			 settings->server_name);
+		snprintf(
+		    parent->server_name, sizeof(parent->server_name), "%s", settings->server_name);
 	else if (gethostname(parent->server_name, sizeof(parent->server_name) - 1) != 0)
 		return error_set_errno(error, errno, "cannot find the name of this host");
 	if (settings->tls_server_cert_file[0] != '\0' &&

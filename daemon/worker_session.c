@@ -1,7 +1,7 @@
 /*
- * A client's session in a worker: serves what the POP3 engine wants (login, message, update), and
- * writes what the log is to know of it. Trusts the monitor's results as far as message_receive and
- * maildrop_take have checked them; passwords go to the auth channel and are wiped.
+ * A client's session in a worker: serves what the POP3 engine wants (login, message, update).
+ * Trusts the monitor's results as far as message_receive and maildrop_take have checked them;
+ * passwords go to the auth channel and are wiped.
  */
 #include "config.h"
 
@@ -9,65 +9,11 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
 #include <unistd.h>
 
-#define LOGIN_LINE_MAX 512 /* octets of a login record after substitution */
-
 /* ---- beginning ---- */
-
-/* The name the session is known by, as far as one was given. */
-static const char *
-user_name(const struct connection *connection)
-{
-	return connection->engine.user[0] != '\0' ? connection->engine.user : connection->user;
-}
-
-void
-session_notice(const struct connection *connection, const char *text, int size)
-{
-	log_write(connection->worker->log, LOG_LEVEL_NOTICE, "%s at %s (%s): %.*s",
-		  user_name(connection), connection->peer, connection->peer, size, text);
-}
-
-static void
-warn_of_probe(const struct connection *connection, const char *user, int size)
-{
-	log_write(connection->worker->log, LOG_LEVEL_WARNING,
-		  "Possible probe of account %.*s from host %s (%s)", size, user, connection->peer,
-		  connection->peer);
-}
-
-/* What the engine wants to be known (struct pop3_host). */
-static void
-take_note(void *context, enum pop3_note note, const char *text, size_t size)
-{
-	struct connection *connection = context;
-	int length = size < LOG_RECORD_MAX ? (int)size : LOG_RECORD_MAX;
-
-	switch (note) {
-	case POP3_NOTE_ERROR:
-		connection->command_failed = true;
-		session_notice(connection, text, length);
-		break;
-	case POP3_NOTE_COMMAND:
-		connection->command_failed = false;
-		log_write(connection->worker->log, LOG_LEVEL_DEBUG, "%s (%s): %.*s",
-			  user_name(connection), connection->peer, length, text);
-		break;
-	case POP3_NOTE_PROBE:
-		warn_of_probe(connection, text, length);
-		break;
-	case POP3_NOTE_DISCARDED:
-		log_write(connection->worker->log, LOG_LEVEL_NOTICE,
-			  "%s at %s (%s): %.*s octets of an over-long line discarded",
-			  user_name(connection), connection->peer, connection->peer, length, text);
-		break;
-	}
-}
 
 void
 session_prepare(struct connection *connection)
@@ -78,7 +24,7 @@ session_prepare(struct connection *connection)
 	connection->host.server_name = worker->server_name;
 	connection->host.tls_offered = worker->tls != NULL && !connection->implicit_tls &&
 				       worker->settings->tls_support == TLS_SUPPORT_STLS;
-	connection->host.note = take_note;
+	connection->host.note = session_note;
 	connection->host.context = connection;
 	connection->mechanism = "";
 	connection->result = "none";
@@ -92,7 +38,7 @@ session_greet(struct connection *connection)
 	if (connection->host.apop_offered && getrandom(random, sizeof(random), 0) < 0)
 		log_write(connection->worker->log, LOG_LEVEL_ERROR, "no random numbers: %m");
 	pop3_start(&connection->engine, &connection->host, connection->implicit_tls, random,
-		   &connection->out);
+	    &connection->out);
 }
 
 void
@@ -102,85 +48,7 @@ session_tls_started(struct connection *connection)
 	pop3_tls_started(&connection->engine);
 }
 
-/* ---- the records of its end ---- */
-
-/* A number as text, for the fields of a record. */
-struct figure {
-	char text[24];
-};
-
-static const char *
-figure(struct figure *room, uint64_t value)
-{
-	snprintf(room->text, sizeof(room->text), "%" PRIu64, value);
-	return room->text;
-}
-
-static void
-record_session(const struct connection *connection, const char *end)
-{
-	const struct session_figures *figures = &connection->figures;
-	const struct pop3_session *engine = &connection->engine;
-	const struct mbox_table *table = &connection->maildrop.table;
-	struct tls_description tls = { .protocol = "", .cipher = "" };
-	int64_t lasted = connection->worker->now - figures->started;
-	struct figure text[16];
-
-	if (connection->tls != NULL && connection->phase != CONNECTION_HANDSHAKE)
-		tls_describe(connection->tls, &tls);
-	const struct log_field fields[] = {
-		{ "EVENT", "session" },
-		{ "SESSION", figure(&text[0], connection->session) },
-		{ "USER", user_name(connection) },
-		{ "ADDRESS", connection->peer },
-		{ "PORT", figure(&text[1], connection->peer_port) },
-		{ "MECHANISM", connection->mechanism },
-		{ "TLS_PROTOCOL", tls.protocol },
-		{ "TLS_CIPHER", tls.cipher },
-		{ "RESULT", connection->result },
-		{ "END", end },
-		{ "MESSAGES", figure(&text[2], table->count) },
-		{ "OCTETS", figure(&text[3], table->total_octets) },
-		{ "RETRIEVED", figure(&text[4], engine->retrieved_count) },
-		{ "RETRIEVED_OCTETS", figure(&text[5], engine->retrieved_octets) },
-		{ "TOP", figure(&text[6], engine->top_count) },
-		{ "DELETED", figure(&text[7], figures->deleted) },
-		{ "DELETED_OCTETS", figure(&text[8], figures->deleted_octets) },
-		{ "LEFT", figure(&text[9], figures->left) },
-		{ "LEFT_OCTETS", figure(&text[10], figures->left_octets) },
-		{ "AUTH_USEC", figure(&text[11], (uint64_t)figures->auth) },
-		{ "OPEN_USEC", figure(&text[12], (uint64_t)figures->open) },
-		{ "UPDATE_USEC", figure(&text[13], (uint64_t)figures->update) },
-		{ "SESSION_USEC", figure(&text[14], (uint64_t)lasted) },
-	};
-	log_write_fields(
-	    connection->worker->log, LOG_LEVEL_INFO, fields, sizeof(fields) / sizeof(fields[0]),
-	    "session of %s from %s port %s: login %s, end %s, %s retrieved, %s deleted, %s left",
-	    user_name(connection)[0] != '\0' ? user_name(connection) : "nobody", connection->peer,
-	    text[1].text, connection->result, end, text[4].text, text[7].text, text[9].text);
-}
-
-/* The lines of old (reference 17.3 and 17.4), where they are asked for. */
-static void
-record_compatibly(const struct connection *connection)
-{
-	const struct settings *settings = connection->worker->settings;
-	const struct session_figures *figures = &connection->figures;
-
-	if (settings->statistics)
-		log_write(connection->worker->log, LOG_LEVEL_NOTICE,
-			  "Stats: %s %" PRIu32 " %" PRIu64 " %" PRIu32 " %" PRIu64 " %s %s",
-			  user_name(connection), figures->deleted, figures->deleted_octets,
-			  figures->left, figures->left_octets, connection->peer, connection->peer);
-	if (settings->timing)
-		log_write(connection->worker->log, LOG_LEVEL_INFO,
-			  "(v%s) Timing for %s@%s (%s) auth=%lld init=%lld clean=%lld",
-			  PACKAGE_VERSION, user_name(connection), connection->peer,
-			  strcmp(connection->end, "quit") == 0 ? "normal" : "error",
-			  (long long)(figures->auth / WORKER_SECOND),
-			  (long long)(figures->open / WORKER_SECOND),
-			  (long long)(figures->update / WORKER_SECOND));
-}
+/* ---- its end ---- */
 
 /* The monitor forgets the session; the next one of this user can begin. */
 static void
@@ -189,7 +57,7 @@ give_lock_back(struct worker *worker, uint64_t session, int lock_fd)
 	struct message_session message = { .session = session };
 
 	worker_post(worker, &worker->monitor, MESSAGE_SESSION_END, &message, NULL, 0, &lock_fd,
-		    lock_fd >= 0 ? 1 : 0);
+	    lock_fd >= 0 ? 1 : 0);
 }
 
 void
@@ -203,11 +71,11 @@ session_over(struct connection *connection, const char *end)
 	if (connection->wait == WAIT_VERDICT)
 		worker_cancel_request(worker, connection->session);
 	if (connection->engine.state == POP3_AUTHORIZATION_USER && strcmp(end, "quit") != 0)
-		warn_of_probe(connection, connection->engine.user, POP3_USER_MAX);
-	record_session(connection, end);
+		session_warn_of_probe(connection, connection->engine.user, POP3_USER_MAX);
+	session_record(connection, end);
 	if (!connection->logged_in)
 		return;
-	record_compatibly(connection);
+	session_record_compatibly(connection);
 	if (connection->maildrop.lock_fd >= 0)
 		give_lock_back(worker, connection->session, connection->maildrop.lock_fd);
 	connection->maildrop.lock_fd = -1;
@@ -221,7 +89,7 @@ expects_line(const struct connection *connection)
 
 	return connection->phase == CONNECTION_SERVING &&
 	       (want == POP3_WANT_INPUT || want == POP3_WANT_LOGIN || want == POP3_WANT_MESSAGE ||
-		want == POP3_WANT_UPDATE);
+		   want == POP3_WANT_UPDATE);
 }
 
 void
@@ -296,16 +164,16 @@ login_answer(struct connection *connection, enum pop3_login_status status)
 {
 	/* in the order of enum pop3_login_status */
 	static const char *const results[] = { "ok", "refused", "in-use", "temporary",
-					       "permanent" };
+		"permanent" };
 
 	connection->wait = WAIT_NOTHING;
 	connection->result = results[status];
 	if (status == POP3_LOGIN_REFUSED)
 		log_write(connection->worker->log, LOG_LEVEL_NOTICE,
-			  "[AUTH] Failed attempted login to %s from host (%s) %s", connection->user,
-			  connection->peer, connection->peer);
+		    "[AUTH] Failed attempted login to %s from host (%s) %s", connection->user,
+		    connection->peer, connection->peer);
 	pop3_login_result(&connection->engine, status, &connection->maildrop.table,
-			  connection->user, &connection->out);
+	    connection->user, &connection->out);
 	connection->command_failed = status != POP3_LOGIN_OK;
 	return true;
 }
@@ -338,31 +206,6 @@ login_begin(struct connection *connection)
 	return true;
 }
 
-/* The template was checked when it was read: %0 version, %1 user, %2 host, %3 address, %%. */
-static void
-log_login(const struct connection *connection)
-{
-	const char *const values[] = { PACKAGE_VERSION, connection->engine.user, connection->peer,
-				       connection->peer };
-	const char *template = connection->worker->settings->log_login;
-	struct buffer line;
-
-	if (template[0] == '\0')
-		return;
-	buffer_start(&line, LOGIN_LINE_MAX);
-	for (const char *c = template; *c != '\0'; c++) {
-		if (c[0] == '%' && c[1] >= '0' && c[1] <= '3')
-			buffer_append_format(&line, "%s", values[*++c - '0']);
-		else if (c[0] == '%' && c[1] == '%')
-			buffer_append(&line, ++c, 1);
-		else
-			buffer_append(&line, c, 1);
-	}
-	log_write(connection->worker->log, LOG_LEVEL_NOTICE, "%.*s", (int)buffer_size(&line),
-		  buffer_bytes(&line));
-	buffer_reset(&line);
-}
-
 /* A good maildrop: everything that holds from here on. */
 static void
 login_done(struct connection *connection)
@@ -376,7 +219,7 @@ login_done(struct connection *connection)
 	connection->figures.left_octets = connection->maildrop.table.total_octets;
 	login_answer(connection, POP3_LOGIN_OK);
 	worker_post(worker, &worker->master, MESSAGE_AUTHENTICATED, &message, NULL, 0, NULL, 0);
-	log_login(connection);
+	session_log_login(connection);
 }
 
 /* A maildrop that is of no use: its table is not what a table must be. */
@@ -385,8 +228,8 @@ login_unusable(struct connection *connection, const struct error *error)
 {
 	struct worker *worker = connection->worker;
 
-	log_write(worker->log, LOG_LEVEL_ERROR, "maildrop of %s: %s", connection->user,
-		  error->text);
+	log_write(
+	    worker->log, LOG_LEVEL_ERROR, "maildrop of %s: %s", connection->user, error->text);
 	give_lock_back(worker, connection->session, connection->maildrop.lock_fd);
 	connection->maildrop.lock_fd = -1;
 	maildrop_close(&connection->maildrop);
@@ -414,14 +257,12 @@ static void
 login_failed(struct connection *connection, const struct message_login_result *result)
 {
 	/* in the order of enum login_status */
-	static const enum pop3_login_status statuses[LOGIN_STATUS_COUNT] = {
-		POP3_LOGIN_OK, POP3_LOGIN_REFUSED, POP3_LOGIN_IN_USE, POP3_LOGIN_TEMPORARY,
-		POP3_LOGIN_PERMANENT
-	};
+	static const enum pop3_login_status statuses[LOGIN_STATUS_COUNT] = { POP3_LOGIN_OK,
+		POP3_LOGIN_REFUSED, POP3_LOGIN_IN_USE, POP3_LOGIN_TEMPORARY, POP3_LOGIN_PERMANENT };
 
 	if (result->reason[0] != '\0')
 		log_write(connection->worker->log, LOG_LEVEL_NOTICE, "login of %s from %s: %s",
-			  connection->user, connection->peer, result->reason);
+		    connection->user, connection->peer, result->reason);
 	if (result->status == LOGIN_REFUSED)
 		session_wait(connection, WAIT_ANSWER_TIME, refusal_time(connection));
 	else
@@ -437,8 +278,7 @@ session_login_result(struct worker *worker, struct message *message)
 	if (connection == NULL || connection->wait != WAIT_VERDICT) {
 		/* Too late: a maildrop that was opened is given back unused. */
 		if (result->status == LOGIN_OK)
-			give_lock_back(
-			    worker, result->session,
+			give_lock_back(worker, result->session,
 			    message_take_fd(message, result->flags & LOGIN_HAS_SPOOL ? 1 : 0));
 		return;
 	}
@@ -467,7 +307,7 @@ session_update_done(struct connection *connection, const struct message_update_r
 		connection->figures.left_octets = result->left_octets;
 	} else if (result != NULL) {
 		log_write(connection->worker->log, LOG_LEVEL_NOTICE, "update for %s failed: %s",
-			  user_name(connection), result->reason);
+		    session_user_name(connection), result->reason);
 	}
 	pop3_update_result(&connection->engine, done, &connection->out);
 	session_over(connection, done ? "quit" : "update-failed");
@@ -492,8 +332,8 @@ update_begin(struct connection *connection)
 
 	connection->command_at = worker->now;
 	if (maildrop_post_update(connection, &error) != 0) {
-		log_write(worker->log, LOG_LEVEL_ERROR, "update for %s: %s", user_name(connection),
-			  error.text);
+		log_write(worker->log, LOG_LEVEL_ERROR, "update for %s: %s",
+		    session_user_name(connection), error.text);
 		session_update_done(connection, NULL);
 		return true;
 	}
@@ -508,7 +348,7 @@ session_wait_over(struct connection *connection)
 	case WAIT_VERDICT:
 		worker_cancel_request(connection->worker, connection->session);
 		log_write(connection->worker->log, LOG_LEVEL_ERROR,
-			  "login of %s: no answer from the account check", connection->user);
+		    "login of %s: no answer from the account check", connection->user);
 		login_answer(connection, POP3_LOGIN_TEMPORARY);
 		break;
 	case WAIT_ANSWER_TIME:
@@ -519,7 +359,7 @@ session_wait_over(struct connection *connection)
 		break;
 	case WAIT_UPDATE:
 		log_write(connection->worker->log, LOG_LEVEL_ERROR,
-			  "update for %s: no answer from the monitor", user_name(connection));
+		    "update for %s: no answer from the monitor", session_user_name(connection));
 		session_update_done(connection, NULL);
 		break;
 	default:
@@ -546,8 +386,8 @@ feed(struct connection *connection)
 
 	if (buffer_size(&connection->in) == 0 || !session_wants_input(connection))
 		return false;
-	pop3_feed(&connection->engine, bytes, buffer_size(&connection->in), &used,
-		  &connection->out);
+	pop3_feed(
+	    &connection->engine, bytes, buffer_size(&connection->in), &used, &connection->out);
 	if (memchr(bytes, '\n', used) != NULL)
 		connection->progress = connection->worker->now;
 	if (!connection->logged_in)

@@ -10,12 +10,11 @@
 #include "config.h"
 
 #include "lib/lock.h"
+#include "lib/lock_internal.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <limits.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,10 +24,9 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
-#define TRIES			3    /* when the lock disappears while it is looked at */
-#define CONTENT_MAX		1024 /* bytes; something bigger is somebody's mail, not a lock */
-#define LINKING_SECONDS		10   /* link(2) lockers have two names for less than this */
-#define START_TOLERANCE_SECONDS 5    /* between the clock of the files and that of processes */
+#define TRIES		3    /* when the lock disappears while it is looked at */
+#define CONTENT_MAX	1024 /* bytes; something bigger is somebody's mail, not a lock */
+#define LINKING_SECONDS 10   /* link(2) lockers have two names for less than this */
 #define WANTED_STATX                                                                               \
 	(STATX_TYPE | STATX_NLINK | STATX_MTIME | STATX_CTIME | STATX_INO | STATX_SIZE |           \
 	    STATX_BTIME)
@@ -128,22 +126,6 @@ name_leads_to(int directory_fd, const char *name, const struct dot_lock *lock)
 
 /* ---- making a lock file ---- */
 
-/* No room for the content is no failure: who has no space left must still be able to delete. */
-static int
-write_owner(int fd)
-{
-	char host[HOST_NAME_MAX + 1] = "";
-	char content[HOST_NAME_MAX + 32];
-	int length;
-
-	if (gethostname(host, sizeof host - 1) == -1)
-		return -1;
-	length = snprintf(content, sizeof content, "%d@%s", (int)getpid(), host);
-	if (write(fd, content, (size_t)length) == -1 && errno != ENOSPC && errno != EDQUOT)
-		return -1;
-	return 0;
-}
-
 static enum outcome
 create_file(const struct attempt *attempt, const char *name, struct statx *status_out)
 {
@@ -158,7 +140,7 @@ create_file(const struct attempt *attempt, const char *name, struct statx *statu
 		return failed(attempt, MAILLOCK_NAME_TOO_LONG, "creating dot-lock");
 	if (fd == -1)
 		return failed(attempt, MAILLOCK_CANNOT_CREATE, "creating dot-lock");
-	complete = write_owner(fd) == 0 && look_at_descriptor(fd, status_out) == 0;
+	complete = dot_lock_write_owner(fd) == 0 && look_at_descriptor(fd, status_out) == 0;
 	saved = errno;
 	if (close(fd) == -1 && complete && errno != ENOSPC &&
 	    errno != EDQUOT) { /* NFS writes here */
@@ -232,71 +214,6 @@ create_lock(const struct attempt *attempt, struct dot_lock *lock_out)
 }
 
 /* ---- is it stale? ---- */
-
-/* Seconds since boot at which a process started, -1 when that cannot be found out. */
-static int64_t
-process_start(pid_t pid)
-{
-	char path[40], text[1024];
-	const char *field;
-	ssize_t size;
-	int fd;
-
-	snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd == -1)
-		return -1;
-	size = read(fd, text, sizeof text - 1);
-	close(fd);
-	text[size > 0 ? size : 0] = '\0';
-	field = strrchr(text, ')'); /* ends field 2, the only one that may contain blanks */
-	for (int number = 3; number <= 22 && field != NULL; number++)
-		field = strchr(field + 1, ' ');
-	return field == NULL ? -1 : strtoll(field + 1, NULL, 10) / sysconf(_SC_CLK_TCK);
-}
-
-/*
- * Whether a process of that number lives that can have made a file modified at mtime: one that
- * started later only inherited the number, for example after a reboot.
- */
-static bool
-process_lives(pid_t pid, int64_t mtime)
-{
-	struct timespec now, since_boot;
-	int64_t start;
-
-	if (kill(pid, 0) == -1 && errno == ESRCH)
-		return false;
-	start = process_start(pid);
-	if (start == -1 || clock_gettime(CLOCK_REALTIME, &now) == -1 ||
-	    clock_gettime(CLOCK_BOOTTIME, &since_boot) == -1)
-		return true;
-	return now.tv_sec - since_boot.tv_sec + start <= mtime + START_TOLERANCE_SECONDS;
-}
-
-/* The forms in use: "PID@HOST", "PID:HOST", and the PID alone. */
-static bool
-owner_lives(int fd, int64_t mtime)
-{
-	char content[HOST_NAME_MAX + 32], host[HOST_NAME_MAX + 1] = "";
-	ssize_t size = pread(fd, content, sizeof content - 1, 0);
-	char *behind;
-	long pid;
-
-	if (size <= 0)
-		return false;
-	content[size] = '\0';
-	errno = 0;
-	pid = strtol(content, &behind, 10);
-	if (errno != 0 || behind == content || pid <= 0 || pid > INT_MAX)
-		return false;
-	behind[strcspn(behind, "\n")] = '\0';
-	if (*behind == '@' || *behind == ':') {
-		if (gethostname(host, sizeof host - 1) == -1 || strcmp(behind + 1, host) != 0)
-			return false;
-	}
-	return process_lives((pid_t)pid, mtime);
-}
 
 static bool
 is_older(const struct statx *status, int64_t now, int64_t seconds)
@@ -449,7 +366,7 @@ take_over(const struct attempt *attempt, const struct statx *found, struct dot_l
 		return failed(attempt, MAILLOCK_OTHER, "opening stale dot-lock");
 	if (look_at_descriptor(fd, &status) == -1 || !is_same(&status, &stale))
 		outcome = GONE;
-	else if (owner_lives(fd, found->stx_mtime.tv_sec))
+	else if (dot_lock_owner_lives(fd, found->stx_mtime.tv_sec))
 		outcome = busy(attempt, "old, but its process lives");
 	else if (flock(fd, LOCK_EX | LOCK_NB) == -1)
 		outcome = errno == EWOULDBLOCK

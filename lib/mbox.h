@@ -18,9 +18,9 @@
 #include "lib/error.h"
 #include "lib/store_io.h"
 
-#define MBOX_DIGEST_SIZE   16	       /* bytes; see uidl.h */
-#define MBOX_MAX_MESSAGES  16777216u   /* messages in one maildrop that we serve */
-#define MBOX_SEPARATOR_MAX 8192	       /* bytes of a separator line without its LF */
+#define MBOX_DIGEST_SIZE    16		/* bytes; see uidl.h */
+#define MBOX_MAX_MESSAGES   16777216u	/* messages in one maildrop that we serve */
+#define MBOX_SEPARATOR_MAX  8192	/* bytes of a separator line without its LF */
 #define MBOX_UID_IN_STRINGS 0x80000000u /* flag in struct mbox_message.uid */
 
 /*
@@ -29,12 +29,12 @@
  * spool); its content is content_length bytes from offset + separator_length on.
  */
 struct mbox_message {
-	uint64_t offset;	   /* bytes; the first byte of the separator line */
-	uint64_t content_length;   /* bytes as they stand in the spool, line ends unchanged */
-	uint64_t octets;	   /* size as POP3 counts it: CRLF line ends, without dot-stuffing */
+	uint64_t offset;	 /* bytes; the first byte of the separator line */
+	uint64_t content_length; /* bytes as they stand in the spool, line ends unchanged */
+	uint64_t octets;	 /* size as POP3 counts it: CRLF line ends, without dot-stuffing */
 	uint32_t separator_length; /* bytes, with its line end */
-	uint32_t uid;		   /* 1, 2, … among identical messages; or MBOX_UID_IN_STRINGS plus
-				      the position in the table's strings of a trusted X-UIDL */
+	uint32_t uid; /* 1, 2, … among identical messages; or MBOX_UID_IN_STRINGS plus
+			 the position in the table's strings of a trusted X-UIDL */
 	uint8_t digest[MBOX_DIGEST_SIZE];
 };
 _Static_assert(sizeof(struct mbox_message) == 48, "a table entry takes 48 bytes");
@@ -47,15 +47,16 @@ struct mbox_table {
 	struct mbox_message *messages;
 	uint32_t count;
 	uint32_t strings_size;
-	char *strings;		/* trusted unique-ids, each NUL-terminated */
-	uint64_t spool_size;	/* bytes scanned: where the last message ends */
-	uint64_t total_octets;	/* sum of octets */
+	char *strings;	       /* trusted unique-ids, each NUL-terminated */
+	uint64_t spool_size;   /* bytes scanned: where the last message ends */
+	uint64_t total_octets; /* sum of octets */
 };
 
 void mbox_table_free(struct mbox_table *table);
 
 /* The extent of message i (0-based) in the spool: *start_out ≤ bytes < *end_out. */
-void mbox_extent(const struct mbox_table *table, uint32_t i, uint64_t *start_out, uint64_t *end_out);
+void mbox_extent(
+    const struct mbox_table *table, uint32_t i, uint64_t *start_out, uint64_t *end_out);
 
 /*
  * Whether the line (length bytes, without its LF; one final CR is ignored) is a separator:
@@ -67,13 +68,13 @@ void mbox_extent(const struct mbox_table *table, uint32_t i, uint64_t *start_out
 bool mbox_separator(const char *line, size_t length);
 
 /*
- * Where in bytes, at from or later, an F follows an empty line, so that a separator may begin there;
- * size if nowhere. *added is increased by the octets that the encoder will add to the bytes from
- * from up to there: one for each LF without CR in front. previous is the byte before bytes; an F at
- * 0 is never found. Fast: for the scanner, and for who else walks through a spool.
+ * Where in bytes, at from or later, an F follows an empty line, so that a separator may begin
+ * there; size if nowhere. *added is increased by the octets that the encoder will add to the bytes
+ * from from up to there: one for each LF without CR in front. previous is the byte before bytes; an
+ * F at 0 is never found. Fast: for the scanner, and for who else walks through a spool.
  */
-size_t mbox_find_candidate(const char *bytes, size_t size, size_t from, char previous,
-    uint64_t *added);
+size_t mbox_find_candidate(
+    const char *bytes, size_t size, size_t from, char previous, uint64_t *added);
 
 /*
  * Scan size bytes of the spool behind fd. On success *table_out is filled (caller frees it). An
@@ -102,12 +103,12 @@ struct mbox_scanner *mbox_scanner_new(void);
 void mbox_scanner_limit(struct mbox_scanner *scanner, uint32_t messages);
 
 /* Feed the next size bytes. The result does not depend on how the bytes are cut into pieces. */
-int mbox_scanner_feed(struct mbox_scanner *scanner, const char *bytes, size_t size,
-    struct error *error);
+int mbox_scanner_feed(
+    struct mbox_scanner *scanner, const char *bytes, size_t size, struct error *error);
 
 /* The end of the spool: fill *table_out (caller frees it). The scanner is spent; free it. */
-int mbox_scanner_finish(struct mbox_scanner *scanner, struct mbox_table *table_out,
-    struct error *error);
+int mbox_scanner_finish(
+    struct mbox_scanner *scanner, struct mbox_table *table_out, struct error *error);
 
 void mbox_scanner_free(struct mbox_scanner *scanner); /* NULL is allowed */
 

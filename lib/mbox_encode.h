@@ -11,16 +11,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define MBOX_ENCODE_ALL	    UINT64_MAX /* body_lines: the whole message (RETR) */
-#define MBOX_ENCODE_EXPANSION 3	       /* output needs at most this many octets per input byte, */
-#define MBOX_ENCODE_SLACK   8	       /* plus these */
+#define MBOX_ENCODE_ALL	      UINT64_MAX /* body_lines: the whole message (RETR) */
+#define MBOX_ENCODE_EXPANSION 3		 /* output needs at most this many octets per input byte, */
+#define MBOX_ENCODE_SLACK     8		 /* plus these */
 
 struct mbox_encoder {
 	uint64_t body_lines_left; /* MBOX_ENCODE_ALL for no limit */
-	uint64_t octets;	  /* octets put out so far, without stuffing and the final dot line */
-	bool line_start;	  /* the next byte begins a line */
-	bool line_empty;	  /* nothing, or one CR, stands on the line so far */
-	bool after_cr;		  /* the last byte was CR */
+	uint64_t octets; /* octets put out so far, without stuffing and the final dot line */
+	bool line_start; /* the next byte begins a line */
+	bool line_empty; /* nothing, or one CR, stands on the line so far */
+	bool after_cr;	 /* the last byte was CR */
 	bool in_header;
 	bool complete; /* TOP has all its lines: further input is ignored */
 };
@@ -36,7 +36,8 @@ void mbox_encoder_start(struct mbox_encoder *encoder, uint64_t body_lines);
 size_t mbox_encode(struct mbox_encoder *encoder, const char *in, size_t in_size,
     size_t *consumed_out, char *out, size_t out_size);
 
-/* The end of the content: missing line end (only LF after a CR) and the final dot line, at most 5 octets. */
+/* The end of the content: missing line end (only LF after a CR) and the final dot line, at most 5
+ * octets. */
 size_t mbox_encode_finish(struct mbox_encoder *encoder, char out[MBOX_ENCODE_SLACK]);
 
 #endif

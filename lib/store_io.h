@@ -51,8 +51,8 @@ int store_write(const struct store_io *io, int fd, const void *buffer, size_t si
 
 /* fdatasync, ftruncate and fstat with the error convention of error.h. */
 int store_sync(const struct store_io *io, int fd, const char *what, struct error *error);
-int store_truncate(const struct store_io *io, int fd, off_t size, const char *what,
-    struct error *error);
+int store_truncate(
+    const struct store_io *io, int fd, off_t size, const char *what, struct error *error);
 int store_status(const struct store_io *io, int fd, struct stat *status_out, const char *what,
     struct error *error);
 

@@ -5,11 +5,11 @@
  * The digest of a message is the first 128 bits of SHA-256 over, in this order: the separator line
  * without its line end; each header line, without line ends, of every field but the mutable ones
  * (Status, X-Status, X-Keywords, X-UID, X-IMAP and X-IMAPbase, X-UIDL, Content-Length, Lines), LF
- * after each header line; one NUL; the length of the body in bytes as a 64-bit little-endian number;
- * XXH3-128 of the body in canonical (big-endian) form. A line ends in LF, CRLF or, at the very end of
- * the content, in CR or nothing. The body starts behind the empty line that ends the header and is
- * taken (and measured) without its last line end, so that one which a deliverer adds later changes
- * nothing. Nothing in it differs between machines, and no neighbour is looked at.
+ * after each header line; one NUL; the length of the body in bytes as a 64-bit little-endian
+ * number; XXH3-128 of the body in canonical (big-endian) form. A line ends in LF, CRLF or, at the
+ * very end of the content, in CR or nothing. The body starts behind the empty line that ends the
+ * header and is taken (and measured) without its last line end, so that one which a deliverer adds
+ * later changes nothing. Nothing in it differs between machines, and no neighbour is looked at.
  *
  * Identical messages are told apart by their ordinal: the first has no suffix, the next ".2", …;
  * one that comes after a trusted unique-id of this form (digest and ordinal of identical messages)
@@ -17,7 +17,8 @@
  *
  * An "X-UIDL:" field is trusted only as the first field after the separator line (a sender cannot
  * put it there: every MTA adds its trace fields above), not folded, in a line of at most 96 bytes,
- * with 1 to 70 octets of 0x21-0x7E between optional blanks, and only where no earlier message of the spool has the same unique-id, computed or trusted.
+ * with 1 to 70 octets of 0x21-0x7E between optional blanks, and only where no earlier message of
+ * the spool has the same unique-id, computed or trusted.
  */
 #ifndef QPOPPER_LIB_UIDL_H
 #define QPOPPER_LIB_UIDL_H
@@ -43,8 +44,8 @@ void uidl_digest_feed(struct uidl_digest *digest, const char *bytes, size_t size
  * compared with the rest of the spool) goes NUL-terminated to xuidl_out, else xuidl_out[0] is NUL.
  * False when libcrypto failed at any time since the start; then out is not to be used.
  */
-bool uidl_digest_finish(struct uidl_digest *digest, uint8_t out[MBOX_DIGEST_SIZE],
-    char xuidl_out[UIDL_MAX_LENGTH + 1]);
+bool uidl_digest_finish(
+    struct uidl_digest *digest, uint8_t out[MBOX_DIGEST_SIZE], char xuidl_out[UIDL_MAX_LENGTH + 1]);
 void uidl_digest_free(struct uidl_digest *digest); /* NULL is allowed */
 
 /*

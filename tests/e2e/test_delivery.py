@@ -161,7 +161,8 @@ def configure_postfix(site, directory, locks):
         "myhostname": "test.invalid", "mydestination": "test.invalid", "inet_interfaces": "loopback-only",
         "inet_protocols": "ipv4", "alias_maps": "", "alias_database": "", "local_recipient_maps": "", "biff": "no",
         "mailbox_command": "", "minimal_backoff_time": "1s", "maximal_backoff_time": "2s", "queue_run_delay": "1s",
-        "mailbox_delivery_lock": locks, "deliver_lock_delay": "1s", "deliver_lock_attempts": "20", "local_destination_concurrency_limit": "2",
+        "mailbox_delivery_lock": locks, "deliver_lock_delay": "1s", "deliver_lock_attempts": "20",
+        "local_destination_concurrency_limit": "2",
     }
     with open(os.path.join(directory, "etc", "main.cf"), "w") as main_cf:
         main_cf.writelines("%s = %s\n" % setting for setting in settings.items())

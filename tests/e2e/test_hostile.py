@@ -169,7 +169,6 @@ def commands_without_reading(site):
     site.start()
     works(site)
     before = resident(site)
-    clients = []
     for command in b"NOOP\r\n", b"CAPA\r\n", b"UIDL\r\n", b"RETR 1\r\n", b"LIST\r\n":
         client = raw_login(site)
         client.setblocking(False)
@@ -178,11 +177,11 @@ def commands_without_reading(site):
                 client.send(command * 1000)
             except BlockingIOError:
                 time.sleep(0.002)
-        client.close()
-        clients.append(raw_login(site) if False else None)
-    grown = resident(site) - before
-    assert grown < 4096, "%d KiB more" % grown
-    wait_until(lambda: works(site) == 199, 5, "a login")
+        grown = resident(site) - before
+        assert grown < 4096, "%d KiB more for %r" % (grown, command)
+        vanish(client, rudely=True)
+        wait_until(lambda: session_over(site), 5, "the session to end")
+    assert works(site) == 199
 
 
 @test
@@ -375,7 +374,7 @@ def idle_crowd(site):
 
 @test
 def bounded_log(site):
-    """no client can fill the log: a connection of errors gets some hundred records at most"""
+    """no client can fill the log: a connection of errors gets some hundred records at most, and a login goes on"""
     site.add_user()
     site.put_mail([message(1)])
     site.start()
@@ -386,27 +385,35 @@ def bounded_log(site):
         before = len(site.log())
         client = raw_login(site) if logged_in else site.raw()
         send_what_goes(client, command * 5000, 5)
+        try:
+            client.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # the server was first
+        drain(client)
         client.close()
         time.sleep(0.2)
         grown = len(site.log()) - before
-        assert grown < 100000, "%d octets in the log for 5000 times %r" % (grown, command[:20])
+        assert grown < 40000, "%d octets in the log for 5000 times %r" % (grown, command[:20])
+    assert works(site) == 1
 
 
 # ---- owners of mailboxes ----
 
-def agents_of(uid):
-    """Processes of that user that are agents of the service, as that user finds them."""
+def agents_of(site, uid):
+    """The agents of the service that run as that user."""
     found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                with open("/proc/%s/status" % entry) as status:
-                    text = status.read()
-            except OSError:
-                continue
-            if re.search(r"^Name:\tqpopper-monitor$", text, re.M) and re.search(r"^Uid:\t%d\t" % uid, text, re.M):
-                found.append(int(entry))
+    for pid in site.processes("qpopper-monitor"):
+        try:
+            if uid_of(pid) == uid:
+                found.append(pid)
+        except OSError:
+            pass
     return found
+
+
+def uid_of(pid):
+    with open("/proc/%d/status" % pid) as status:
+        return int(re.search(r"^Uid:\t(\d+)", status.read(), re.M).group(1))
 
 
 class Held:
@@ -420,8 +427,8 @@ class Held:
         self.spool.close()
 
 
-def catch(uid):
-    return wait_until(lambda: agents_of(uid), 5, "an agent of uid %d" % uid)[0]
+def catch(site, uid):
+    return wait_until(lambda: agents_of(site, uid), 5, "an agent of uid %d" % uid)[0]
 
 
 def two_users(site, count=5):
@@ -443,7 +450,7 @@ def owner_kills_agents(site):
         held = Held(site.spool_path())
         client = site.raw()
         client.sendall(("USER user\r\nPASS %s\r\n" % PASSWORD).encode())
-        agent = catch(owner[0])
+        agent = catch(site, owner[0])
         run_as(*owner, lambda: os.kill(agent, signal.SIGKILL))
         answer = read_until(client, b"\r\n").split(b"\r\n")
         while len(answer) < 3:
@@ -457,7 +464,7 @@ def owner_kills_agents(site):
         client.dele(3)
         held = Held(site.spool_path())
         client._putcmd("QUIT")
-        agent = catch(owner[0])
+        agent = catch(site, owner[0])
         held.release()
         time.sleep(0.0005 * round_number)
         try:
@@ -490,7 +497,7 @@ def owner_stops_agents(site):
     client.dele(2)
     held = Held(site.spool_path())
     client._putcmd("QUIT")
-    agent = catch(owner[0])
+    agent = catch(site, owner[0])
     run_as(*owner, lambda: os.kill(agent, signal.SIGSTOP))
     held.release()
     for _ in range(5):
@@ -511,12 +518,12 @@ def owner_stops_agents(site):
         client.sendall(("USER user\r\nPASS %s\r\n" % PASSWORD).encode())
         stopped.append(client)
         time.sleep(0.02)
-        for pid in agents_of(owner[0]):
+        for pid in agents_of(site, owner[0]):
             run_as(*owner, lambda: os.kill(pid, signal.SIGSTOP))
-    assert agents_of(owner[0]), "no agent was caught"
+    assert agents_of(site, owner[0]), "no agent was caught"
     assert works(site, "other", 1) == 1
     held.release()
-    for pid in agents_of(owner[0]):
+    for pid in agents_of(site, owner[0]):
         run_as(*owner, lambda: os.kill(pid, signal.SIGKILL))
     for client in stopped:
         client.close()
@@ -527,7 +534,7 @@ def owner_stops_agents(site):
 
 @test
 def stopped_agent_at_the_end(site):
-    """SIGTERM with an update agent that its owner has stopped: the service ends, the deletion is not lost or torn"""
+    """an update agent that its owner has stopped: a second SIGTERM ends the service, and the next one goes on from there"""
     owner = two_users(site)
     mail = [message(number, "x" * 2000) for number in range(1, 6)]
     site.start(drain_timeout=1)
@@ -535,25 +542,31 @@ def stopped_agent_at_the_end(site):
     client.dele(2)
     held = Held(site.spool_path())
     client._putcmd("QUIT")
-    agent = catch(owner[0])
+    agent = catch(site, owner[0])
+    site.cleanups.append(lambda: os.path.exists("/proc/%d" % agent) and os.kill(agent, signal.SIGKILL))
     run_as(*owner, lambda: os.kill(agent, signal.SIGSTOP))
     held.release()
-    began = time.monotonic()
     site.process.send_signal(signal.SIGTERM)
-    site.process.wait(20)
-    assert time.monotonic() - began < 15
+    time.sleep(1.5)
+    if site.process.poll() is None:
+        site.process.send_signal(signal.SIGTERM)
+    site.process.wait(10)
     site.process = None
     assert site.read_mail() == "".join(mail).encode()
-    os.kill(agent, signal.SIGCONT)
-    wait_until(lambda: not agents_of(owner[0]), 10, "the agent to end")
     site.start()
+    assert works(site, "other") == 1
+    try:
+        site.login().quit()
+        raise AssertionError("a session in the middle of an update")
+    except poplib.error_proto as answer:
+        assert "[IN-USE]" in str(answer), answer
+    os.kill(agent, signal.SIGCONT)
     client = wait_until(lambda: login_or_none(site), 10, "a login")
-    left = client.stat()[0]
+    assert client.stat()[0] == 4
     client.quit()
-    assert left in (4, 5)
-    if left == 4:
-        del mail[1]
+    del mail[1]
     assert site.read_mail() == "".join(mail).encode()
+    assert not os.path.exists(site.spool_path() + ".lock")
 
 
 # ---- spools that change under a session ----
@@ -593,6 +606,7 @@ def retrieved(client, number):
 
 
 def finish_message(client, data):
+    data = bytearray(data)
     while not data.endswith(b"\r\n.\r\n"):
         if data.startswith(b"-ERR") and data.endswith(b"\r\n"):
             assert data.startswith(b"-ERR [SYS/TEMP]"), data
@@ -604,8 +618,8 @@ def finish_message(client, data):
         if not piece:
             return "cut"
         data += piece
-    content = data.split(b"\r\n", 1)[1][:-3]
-    return re.sub(rb"(?m)^\.", b"", content)
+    content = bytes(data).split(b"\r\n", 1)[1][:-3]
+    return content[content.startswith(b"."):].replace(b"\r\n.", b"\r\n")
 
 
 def other_bytes(old):
@@ -623,17 +637,16 @@ def tampering_during_retr(site):
     site.add_user()
     site.add_user("other")
     os.chmod(site.spool, 0o3775)
-    first = message(1, ("x" * 70 + "\n") * 200000)
+    first = message(1, ("x" * 70 + "\n") * 150000)
     old = (first + message(2, "x" * 500) + message(3)).encode()
     site.start()
     outcomes = []
     for kind in TAMPERING:
         site.put_mail(old)
         client = raw_login(site)
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.sendall(b"RETR 1\r\n")
+        client.sendall(b"RETR 1\r\n")  # more than the buffers of both sockets can take
         data = client.recv(4096)
-        new = old[:3 * MEGABYTE] if kind == "truncate" else other_bytes(old)
+        new = old[:2 * MEGABYTE] if kind == "truncate" else other_bytes(old)
         tamper(site, kind, new)
         assert works(site, "other") == 0
         got = finish_message(client, data)
@@ -726,18 +739,17 @@ def tampering_before_quit(site):
 def delivery_during_retr(site):
     """mail that is appended while a message is sent does not disturb it, and is there in the next session"""
     site.add_user()
-    first = message(1, (".x" * 35 + "\n") * 100000)
+    first = message(1, (".x" * 35 + "\n") * 150000)
     site.put_mail([first])
     site.start()
     client = raw_login(site)
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.sendall(b"RETR 1\r\n")
     data = client.recv(4096)
     for number in range(2, 42):
         with open(site.spool_path(), "ab") as spool:
             fcntl.lockf(spool, fcntl.LOCK_EX)
             spool.write(message(number).encode())
-        data += client.recv(100000)
+        data += client.recv(2000)
     assert finish_message(client, data) == as_sent(first), "the message is wrong, refused or cut"
     client.sendall(b"QUIT\r\n")
     read_until(client, b"signing off.\r\n")
@@ -873,12 +885,12 @@ def fuse_that_hangs(site):
     assert file_system.asked.wait(5), "nobody asked for the file"
     for _ in range(10):
         assert works(site, within=1) == 1
-    assert len(agents_of(owner[0])) <= 4, "one owner has more than his share of agents"
+    assert len(agents_of(site, owner[0])) <= 4, "one owner has more than his share of agents"
     for client in hanging:
         client.close()
     assert works(site, within=1) == 1
     file_system.end()
-    wait_until(lambda: not agents_of(owner[0]), 10, "the agents to end")
+    wait_until(lambda: not agents_of(site, owner[0]), 10, "the agents to end")
     assert works(site, within=1) == 1
 
 
@@ -928,6 +940,8 @@ def damaged_state(site):
             use_and_stop(site)
             del mail[0]
             assert site.read_mail() == "".join(mail).encode(), (damage, suffix)
+    assert "it is set aside in " + directory in site.log()
+    assert [name for name in os.listdir(directory) if name.startswith("foreign-")]
 
 
 @test
@@ -947,7 +961,7 @@ def misplaced_state(site):
             raise AssertionError("%s: popper neither serves nor ends\n%s" % (what, site.log())) from None
         site.process = None
         assert status == 1, (what, status)
-        assert word in site.log()[site.log_start:], "%s: %s" % (what, site.log()[site.log_start:])
+        wait_until(lambda: word in site.log()[site.log_start:], 3, "%r in the log for %s" % (word, what))
     os.rename(journal, journal + ".old")
     open(journal, "w").close()
     refuses("a file as journal", "journal")

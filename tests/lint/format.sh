@@ -3,4 +3,4 @@
 set -eu
 command -v clang-format >/dev/null || { echo "clang-format is not installed"; exit 77; }
 cd "${TOP_SOURCE:-.}"
-find lib daemon tools tests fuzz bench -name '*.[ch]' -exec clang-format --dry-run --Werror {} +
+find . -path ./build -prune -o -name '*.[ch]' -exec clang-format --dry-run --Werror {} +

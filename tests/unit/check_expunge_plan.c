@@ -1,15 +1,22 @@
-/* The planner of the expunge, proved with the real scanner: unique-ids and contents survive. */
+/*
+ * The planner of the expunge, proved with the real scanner: unique-ids and contents survive. And
+ * what is planned, applied to real files with the real limits.
+ */
 #include "config.h"
 
 #include <check.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "lib/expunge.h"
 #include "lib/expunge_journal.h"
 #include "lib/mbox.h"
 #include "lib/uidl.h"
+#include "tests/unit/model_store.h"
 
 #define SPOOL_MAX 16384u /* bytes */
 #define COUNT_MAX 24u	 /* messages */
@@ -51,14 +58,8 @@ add_message(struct spool *spool, const char *field, const char *subject)
 static void
 scan(struct spool *spool)
 {
-	struct mbox_scanner *scanner = mbox_scanner_new();
-	struct error error;
-
-	memset(&spool->table, 0, sizeof spool->table);
-	ck_assert_int_eq(mbox_scanner_feed(scanner, spool->bytes, spool->size, &error), 0);
-	ck_assert_int_eq(mbox_scanner_finish(scanner, &spool->table, &error), 0);
+	model_scan(spool->bytes, spool->size, &spool->table);
 	ck_assert_uint_le(spool->table.count, COUNT_MAX);
-	mbox_scanner_free(scanner);
 }
 
 static int
@@ -73,16 +74,11 @@ make(const struct spool *spool, unsigned mask, struct expunge_plan *plan, struct
 static void
 render(const struct spool *old, const struct expunge_plan *plan, struct spool *new)
 {
-	new->size = 0;
-	for (uint32_t i = 0; i < plan->count; i++) {
-		const struct expunge_segment *segment = &plan->segments[i];
-		const char *from =
-		    segment->text != NULL ? segment->text : old->bytes + segment->source;
+	char *bytes = model_render(plan, old->bytes);
 
-		memcpy(new->bytes + new->size, from, segment->length);
-		new->size += segment->length;
-	}
-	ck_assert_uint_eq(new->size, plan->new_size);
+	new->size = plan->new_size;
+	memcpy(new->bytes, bytes, new->size);
+	free(bytes);
 	scan(new);
 }
 
@@ -356,6 +352,207 @@ START_TEST(a_program_survives_the_journal)
 }
 END_TEST
 
+/* ---- real files ---- */
+
+#define LARGE_SPOOL   (40u << 20) /* bytes */
+#define LARGE_MESSAGE 65536u	  /* bytes */
+#define LARGE_COUNT   (LARGE_SPOOL / LARGE_MESSAGE)
+
+/* The system calls, until a given number of writes has been made; then the disk is gone. */
+struct dying_disk {
+	struct store_io_operations operations;
+	unsigned writes_left;
+};
+
+static ssize_t
+dying_pwrite(void *context, int fd, const void *buffer, size_t size, off_t offset)
+{
+	struct dying_disk *disk = context;
+
+	if (disk->writes_left == 0) {
+		errno = EIO;
+		return -1;
+	}
+	disk->writes_left--;
+	return pwrite(fd, buffer, size, offset);
+}
+
+static int
+open_scratch(off_t size)
+{
+	char name[] = "check_expunge.XXXXXX";
+	int fd = mkstemp(name);
+
+	ck_assert_int_ge(fd, 0);
+	ck_assert_int_eq(unlink(name), 0);
+	ck_assert_int_eq(posix_fallocate(fd, 0, size > 0 ? size : 1), 0);
+	return fd;
+}
+
+static char *
+make_large_spool(struct mbox_table *table)
+{
+	char *bytes = malloc(LARGE_SPOOL);
+
+	memset(bytes, 'y', LARGE_SPOOL);
+	for (unsigned i = 0; i < LARGE_COUNT; i++) {
+		char *at = bytes + (size_t)i * LARGE_MESSAGE;
+		int size = snprintf(
+		    at, LARGE_MESSAGE, "From a Mon Jan  1 00:00:00 2024\nSubject: %u\n\n", i);
+
+		for (size_t line = 70; line < LARGE_MESSAGE; line += 71)
+			at[line] = '\n';
+		at[size] = 'z';
+		memcpy(at + LARGE_MESSAGE - 2, "\n\n", 2);
+	}
+	model_scan(bytes, LARGE_SPOOL, table);
+	ck_assert_uint_eq(table->count, LARGE_COUNT);
+	return bytes;
+}
+
+static void
+assert_file_is(int fd, const char *old, const struct expunge_plan *plan)
+{
+	char *expected = model_render(plan, old);
+	char *bytes = malloc(plan->new_size + 1);
+
+	ck_assert_int_eq(lseek(fd, 0, SEEK_END), (off_t)plan->new_size);
+	ck_assert_int_eq(pread(fd, bytes, plan->new_size, 0), (ssize_t)plan->new_size);
+	ck_assert_int_eq(memcmp(bytes, expected, plan->new_size), 0);
+	free(bytes);
+	free(expected);
+}
+
+/* The messages of each case that are deleted: from, below, every so many. */
+static const struct {
+	unsigned from;
+	unsigned below;
+	unsigned step;
+} large_cases[] = {
+	{ 0, 1, 1 },				   /* a small gap: five images */
+	{ 0, 200, 1 },				   /* a large gap: directly */
+	{ 3, LARGE_COUNT, 2 },			   /* a gap that grows */
+	{ LARGE_COUNT - 20, LARGE_COUNT, 1 },	   /* the end */
+	{ LARGE_COUNT - 20, LARGE_COUNT - 18, 1 }, /* single shot */
+};
+
+static void
+run_large(int which, unsigned writes)
+{
+	struct dying_disk disk = { .operations = *store_io_system.operations,
+		.writes_left = writes };
+	struct store_io io = { .operations = &disk.operations, .context = &disk };
+	uint8_t deleted[LARGE_COUNT / 8 + 1] = { 0 };
+	struct mbox_table table = { 0 };
+	char *bytes = make_large_spool(&table);
+	int journal = open_scratch(EXPUNGE_JOURNAL_SIZE);
+	int spool = open_scratch(0);
+	enum expunge_recovery result = EXPUNGE_COMPLETED;
+	struct expunge_plan plan;
+	struct error error;
+	bool pending;
+
+	disk.operations.pwrite = dying_pwrite;
+	for (unsigned i = large_cases[which].from; i < large_cases[which].below;
+	     i += large_cases[which].step)
+		deleted[i / 8] |= (uint8_t)(1u << i % 8);
+	ck_assert_int_eq(pwrite(spool, bytes, LARGE_SPOOL, 0), LARGE_SPOOL);
+	ck_assert_int_eq(expunge_plan_make(&table, deleted, &plan, &error), 0);
+	if (expunge_apply(&io, spool, journal, &plan, &pending, &error) != 0) {
+		ck_assert(pending);
+		ck_assert_int_eq(
+		    expunge_recover(&store_io_system, spool, journal, &result, &error), 0);
+		ck_assert_uint_eq(disk.writes_left, 0);
+	}
+	ck_assert_int_eq(result, EXPUNGE_COMPLETED);
+	ck_assert_int_eq(expunge_journal_pending(&store_io_system, journal, &pending, &error), 0);
+	ck_assert(!pending);
+	assert_file_is(spool, bytes, &plan);
+	expunge_plan_free(&plan);
+	mbox_table_free(&table);
+	free(bytes);
+	close(spool);
+	close(journal);
+}
+
+START_TEST(a_large_spool_is_expunged_with_real_limits)
+{
+	run_large(_i, 1000000);
+}
+END_TEST
+
+START_TEST(a_large_spool_is_recovered_with_real_limits)
+{
+	run_large(2, 7);
+}
+END_TEST
+
+/* Neither file is touched, and nothing is left to be done. */
+static void
+assert_refused(int spool, int journal, const struct expunge_plan *plan)
+{
+	enum expunge_recovery result;
+	struct stat before;
+	struct stat after;
+	struct error error;
+	bool pending;
+
+	ck_assert_int_eq(fstat(spool, &before), 0);
+	ck_assert_int_eq(
+	    expunge_apply(&store_io_system, spool, journal, plan, &pending, &error), -1);
+	ck_assert_int_eq(error.code, ERROR_CHANGED);
+	ck_assert(!pending);
+	ck_assert_int_eq(fstat(spool, &after), 0);
+	ck_assert_int_eq(before.st_size, after.st_size);
+	ck_assert_int_eq(before.st_mtim.tv_nsec, after.st_mtim.tv_nsec);
+	ck_assert_int_eq(expunge_recover(&store_io_system, spool, journal, &result, &error), 0);
+	ck_assert_int_eq(result, EXPUNGE_NOTHING_PENDING);
+}
+
+START_TEST(a_spool_that_changed_since_the_plan_is_refused)
+{
+	static struct spool old;
+	int journal = open_scratch(EXPUNGE_JOURNAL_SIZE);
+	int spool = open_scratch(0);
+	struct expunge_plan plan;
+	struct error error;
+	uint64_t boundary;
+
+	make_twins(&old);
+	ck_assert_int_eq(make(&old, 1u << 2, &plan, &error), 0);
+	boundary = _i == 0 ? plan.first_change : plan.segments[1].source;
+	ck_assert_int_eq(pwrite(spool, old.bytes, old.size, 0), (ssize_t)old.size);
+	if (_i == 2)
+		ck_assert_int_eq(ftruncate(spool, (off_t)old.size - 1), 0);
+	else
+		ck_assert_int_eq(pwrite(spool, "f", 1, (off_t)boundary), 1);
+	assert_refused(spool, journal, &plan);
+	expunge_plan_free(&plan);
+	mbox_table_free(&old.table);
+	close(spool);
+	close(journal);
+}
+END_TEST
+
+START_TEST(a_journal_with_two_damaged_headers_is_refused)
+{
+	int journal = open_scratch(EXPUNGE_JOURNAL_SIZE);
+	enum expunge_recovery result;
+	struct error error;
+	bool pending;
+
+	ck_assert_int_eq(pwrite(journal, "x", 1, 0), 1);
+	ck_assert_int_eq(expunge_journal_pending(&store_io_system, journal, &pending, &error), 0);
+	ck_assert(!pending);
+	ck_assert_int_eq(pwrite(journal, "x", 1, JOURNAL_SLOT_DISTANCE), 1);
+	ck_assert_int_eq(expunge_journal_pending(&store_io_system, journal, &pending, &error), -1);
+	ck_assert_int_eq(error.code, ERROR_FORMAT);
+	ck_assert_int_eq(expunge_recover(&store_io_system, journal, journal, &result, &error), -1);
+	ck_assert_int_eq(error.code, ERROR_FORMAT);
+	close(journal);
+}
+END_TEST
+
 int
 main(void)
 {
@@ -373,7 +570,12 @@ main(void)
 	tcase_add_test(cases, a_plan_that_would_run_ahead_is_refused);
 	tcase_add_test(cases, a_bare_separator_gets_no_field);
 	tcase_add_test(cases, a_program_survives_the_journal);
-	tcase_set_timeout(cases, 60);
+	tcase_add_loop_test(cases, a_large_spool_is_expunged_with_real_limits, 0,
+	    (int)(sizeof large_cases / sizeof large_cases[0]));
+	tcase_add_test(cases, a_large_spool_is_recovered_with_real_limits);
+	tcase_add_loop_test(cases, a_spool_that_changed_since_the_plan_is_refused, 0, 3);
+	tcase_add_test(cases, a_journal_with_two_damaged_headers_is_refused);
+	tcase_set_timeout(cases, 120);
 	suite_add_tcase(suite, cases);
 	srunner_run_all(runner, CK_ENV);
 	failed = srunner_ntests_failed(runner);

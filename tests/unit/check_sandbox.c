@@ -1,7 +1,7 @@
 /*
- * The sandbox, layer by layer: each test forks a child that gives up rights and then tries to do
- * what it must no longer be able to do. As root both kinds of run are proven, the ordinary one in
- * a child that has become user 65534.
+ * The sandbox, layer by layer but for the filters: identity, capabilities, root directory and
+ * Landlock. As root both kinds of run are proven, the ordinary one in a child that has become user
+ * 65534.
  */
 #include "config.h"
 
@@ -12,69 +12,25 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <netinet/in.h>
-#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include "tests/unit/sandbox_harness.h"
 
 #define NOBODY 65534
 
 static const struct sandbox_identity stranger = { 4711, 4712 };
 
-/* ---- proofs in children ---- */
-
-/* In a child: leave with the line (never 0 modulo 256 in practice) of the first false condition. */
-#define EXPECT(condition)                                                                          \
-	do {                                                                                       \
-		if (!(condition)) {                                                                \
-			fprintf(stderr, "line %d: %s: %s\n", __LINE__, #condition,                 \
-				strerror(errno));                                                  \
-			_exit(1);                                                                  \
-		}                                                                                  \
-	} while (0)
-
-static int
-in_child(void (*body)(void))
-{
-	pid_t pid = fork();
-	int status;
-
-	ck_assert_int_ge(pid, 0);
-	if (pid == 0) {
-		body();
-		_exit(0);
-	}
-	ck_assert_int_eq(waitpid(pid, &status, 0), pid);
-	return status;
-}
-
-static void
-assert_proven(void (*body)(void))
-{
-	int status = in_child(body);
-
-	ck_assert_msg(status == 0, "the child ended with wait status 0x%x", (unsigned)status);
-}
-
-static bool
-skip_unless(bool condition, const char *why)
-{
-	if (!condition)
-		printf("skipped: %s\n", why);
-	fflush(stdout);
-	return !condition;
-}
+/* ---- who runs the tests, and where ---- */
 
 static bool
 skip_unless_root(void)
@@ -86,7 +42,7 @@ static bool
 skip_unless_landlock(long version)
 {
 	return skip_unless(syscall(SYS_landlock_create_ruleset, NULL, 0, 1u) >= version,
-			   "this kernel has no Landlock, or an older one");
+	    "this kernel has no Landlock, or an older one");
 }
 
 /* Make the child an ordinary user where the tests run as root. */
@@ -197,10 +153,10 @@ START_TEST(layers_are_named_in_order)
 {
 	char text[80];
 
-	ck_assert_str_eq(sandbox_layers_text(SANDBOX_SECCOMP | SANDBOX_IDS, text, sizeof text),
-			 "ids seccomp");
+	ck_assert_str_eq(
+	    sandbox_layers_text(SANDBOX_SECCOMP | SANDBOX_IDS, text, sizeof text), "ids seccomp");
 	ck_assert_str_eq(sandbox_layers_text(63, text, sizeof text),
-			 "ids chroot capabilities no-new-privs landlock seccomp");
+	    "ids chroot capabilities no-new-privs landlock seccomp");
 	ck_assert_str_eq(sandbox_layers_text(0, text, sizeof text), "none");
 	ck_assert_str_eq(sandbox_layers_text(63, text, 6), "ids c");
 }
@@ -233,8 +189,8 @@ become_stranger(void)
 	struct error error = { 0 };
 
 	EXPECT(setgroups(3, groups) == 0);
-	EXPECT(!process_status_is("CapBnd", "0000000000000000") &&
-	       !process_status_is("Groups", ""));
+	EXPECT(
+	    !process_status_is("CapBnd", "0000000000000000") && !process_status_is("Groups", ""));
 	EXPECT(sandbox_become(stranger.uid, stranger.gid, &error) == 0);
 	for (size_t i = 0; i < sizeof sets / sizeof sets[0]; i++)
 		EXPECT(process_status_is(sets[i], "0000000000000000"));
@@ -379,9 +335,9 @@ start_bystander(void)
 static void
 reach_outside_under_landlock(void)
 {
-	const struct sockaddr_in address = { .sin_family = AF_INET,
-					     .sin_port = htons(9),
-					     .sin_addr = { htonl(INADDR_LOOPBACK) } };
+	const struct sockaddr_in address = {
+		.sin_family = AF_INET, .sin_port = htons(9), .sin_addr = { htonl(INADDR_LOOPBACK) }
+	};
 	const struct sockaddr *generic = (const struct sockaddr *)&address;
 	struct error error = { 0 };
 	uint32_t layers = 0;
@@ -465,260 +421,6 @@ START_TEST(readable_file_stays_readable_when_it_is_replaced_and_nothing_else_is)
 }
 END_TEST
 
-/* ---- filters ---- */
-
-#ifdef QPOPPER_SANITIZERS
-
-START_TEST(filters_are_left_out_of_a_build_with_sanitizers)
-{
-	struct error error = { 0 };
-	uint32_t layers = 0;
-
-	ck_assert_int_eq(sandbox_filter(SANDBOX_FILTER_WORKER, false, &layers, &error), 0);
-	ck_assert_uint_eq(layers, 0);
-	skip_unless(false, "filters: built with sanitizers");
-}
-END_TEST
-
-static void
-add_filter_tests(TCase *tests)
-{
-	tcase_add_test(tests, filters_are_left_out_of_a_build_with_sanitizers);
-}
-
-#else
-
-enum outcome {
-	DIES,
-	FAILS,
-	WORKS
-};
-
-/* A call and what becomes of it in the filters of worker, signer and verifier, in their order. */
-struct filter_case {
-	long call;
-	long arguments[5];
-	enum outcome outcomes[3];
-	int number; /* errno of FAILS */
-};
-
-static const struct filter_case filter_cases[] = {
-	{ SYS_sendto, { -1, 0, 0, 0, 1 }, { DIES, DIES, DIES }, 0 }, /* to an address */
-	{ SYS_sendto, { -1 }, { FAILS, FAILS, FAILS }, EBADF },
-	{ SYS_fcntl, { -1, F_SETLK }, { DIES, DIES, DIES }, 0 },
-	{ SYS_fcntl, { -1, F_OFD_SETLK }, { DIES, DIES, DIES }, 0 },
-	{ SYS_fcntl, { -1, F_SETLEASE }, { DIES, DIES, DIES }, 0 },
-	{ SYS_fcntl, { -1, F_SETOWN }, { DIES, DIES, DIES }, 0 },
-	{ SYS_fcntl, { -1, F_GETFL }, { FAILS, FAILS, FAILS }, EBADF },
-	{ SYS_mmap, { 0, 0, PROT_READ | PROT_EXEC }, { DIES, DIES, DIES }, 0 },
-	{ SYS_mmap, { 0, 0, PROT_READ | PROT_WRITE }, { FAILS, FAILS, FAILS }, EINVAL },
-	{ SYS_mprotect, { 0, 4096, PROT_EXEC }, { DIES, DIES, DIES }, 0 },
-	{ SYS_openat, { -1, 0, O_WRONLY }, { FAILS, FAILS, DIES }, EACCES },
-	{ SYS_openat, { -1, 0, O_CREAT }, { FAILS, FAILS, DIES }, EACCES },
-	{ SYS_openat, { -1, 0, O_RDONLY }, { FAILS, FAILS, WORKS }, EACCES },
-	{ SYS_newfstatat, { -1, 0, 0, 0 }, { FAILS, FAILS, WORKS }, EACCES },
-	{ SYS_newfstatat, { -1, 0, 0, AT_EMPTY_PATH }, { WORKS, WORKS, WORKS }, 0 },
-	{ SYS_ioctl, { 2 }, { FAILS, FAILS, FAILS }, ENOTTY },
-	{ SYS_prctl, { PR_SET_DUMPABLE, 1 }, { FAILS, FAILS, FAILS }, EPERM },
-	{ SYS_pread64, { -1 }, { FAILS, DIES, FAILS }, EBADF },
-	{ SYS_preadv2, { -1 }, { FAILS, DIES, DIES }, EBADF },
-	{ SYS_setsockopt, { -1 }, { FAILS, DIES, DIES }, EBADF },
-	{ SYS_memfd_create, { 0 }, { FAILS, DIES, DIES }, EFAULT },
-	{ SYS_pipe2, { 0 }, { FAILS, DIES, DIES }, EFAULT },
-	{ SYS_tgkill, { 1, 1, 0 }, { DIES, DIES, DIES }, 0 },
-};
-
-static const long deadly_calls[] = { SYS_execve,    SYS_execveat,	SYS_clone,
-				     SYS_clone3,    SYS_socket,		SYS_connect,
-				     SYS_bind,	    SYS_accept4,	SYS_kill,
-				     SYS_flock,	    SYS_ptrace,		SYS_process_vm_readv,
-				     SYS_setuid,    SYS_setresuid,	SYS_capset,
-				     SYS_chroot,    SYS_mount,		SYS_unshare,
-				     SYS_bpf,	    SYS_io_uring_setup, SYS_unlinkat,
-				     SYS_renameat2, SYS_linkat,		SYS_openat2,
-				     SYS_keyctl,    SYS_userfaultfd,	SYS_perf_event_open,
-				     SYS_seccomp };
-
-static struct filter_case this_case;
-static enum sandbox_filter this_filter;
-
-static void
-enter_filter(enum sandbox_filter filter)
-{
-	struct error error = { 0 };
-	uint32_t layers = 0;
-
-	EXPECT(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && sandbox_harden(&error) == 0);
-	EXPECT(sandbox_filter(filter, false, &layers, &error) == 0);
-	EXPECT(layers == SANDBOX_SECCOMP);
-}
-
-static void
-make_call(void)
-{
-	const long *a = this_case.arguments;
-	long result;
-
-	enter_filter(this_filter);
-	result = syscall(this_case.call, a[0], a[1], a[2], a[3], a[4], 0);
-	if (this_case.outcomes[this_filter] == FAILS)
-		EXPECT(result == -1 && errno == this_case.number);
-	if (this_case.outcomes[this_filter] == WORKS)
-		EXPECT(result >= 0 || errno == EFAULT || errno == EBADF);
-}
-
-static void
-check_case(void)
-{
-	for (this_filter = SANDBOX_FILTER_WORKER; this_filter <= SANDBOX_FILTER_VERIFIER;
-	     this_filter++) {
-		int status = in_child(make_call);
-		bool died = WIFSIGNALED(status) && WTERMSIG(status) == SIGSYS;
-
-		ck_assert_msg(died == (this_case.outcomes[this_filter] == DIES) &&
-				  (died || status == 0),
-			      "filter %d, system call %ld: status 0x%x", (int)this_filter,
-			      this_case.call, (unsigned)status);
-	}
-}
-
-START_TEST(each_call_is_allowed_refused_or_deadly_as_its_role_demands)
-{
-	this_case = filter_cases[_i];
-	check_case();
-}
-END_TEST
-
-START_TEST(calls_that_no_role_needs_end_the_process)
-{
-	this_case = (struct filter_case){ deadly_calls[_i], { 0 }, { DIES, DIES, DIES }, 0 };
-	check_case();
-}
-END_TEST
-
-static void
-use_memfd(void)
-{
-	const int seals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE;
-	char text[8] = "";
-	struct iovec part = { text, sizeof text };
-	struct stat status;
-	int fd = memfd_create("table", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	void *map;
-
-	EXPECT(fd >= 0 && ftruncate(fd, 4096) == 0);
-	EXPECT(write(fd, "table", 5) == 5);
-	EXPECT(fcntl(fd, F_ADD_SEALS, seals) == 0 && fcntl(fd, F_GET_SEALS) == seals);
-	EXPECT(fstat(fd, &status) == 0 && status.st_size == 4096);
-	EXPECT(preadv2(fd, &part, 1, 0, 0) == sizeof text && strcmp(text, "table") == 0);
-	map = mmap(NULL, 4096, PROT_READ, MAP_PRIVATE, fd, 0);
-	EXPECT(map != MAP_FAILED && memcmp(map, "table", 5) == 0);
-	EXPECT(munmap(map, 4096) == 0 && close(fd) == 0);
-}
-
-static void
-use_sockets(void)
-{
-	struct epoll_event event = { .events = EPOLLIN };
-	char octet = 0;
-	struct iovec part = { &octet, 1 };
-	struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1 };
-	int on = 1;
-	int epoll = epoll_create1(EPOLL_CLOEXEC);
-
-	EXPECT(epoll >= 0 && epoll_ctl(epoll, EPOLL_CTL_ADD, turns[1], &event) == 0);
-	EXPECT(setsockopt(turns[0], SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on) == 0);
-	EXPECT(sendmsg(turns[0], &message, MSG_NOSIGNAL) == 1);
-	EXPECT(epoll_wait(epoll, &event, 1, 1000) == 1);
-	EXPECT(recvmsg(turns[1], &message, 0) == 1);
-	EXPECT(send(turns[0], "x", 1, MSG_NOSIGNAL) == 1 && recv(turns[1], &octet, 1, 0) == 1);
-	EXPECT(shutdown(turns[0], SHUT_RDWR) == 0 && close(epoll) == 0);
-}
-
-static void
-work_in_filter(void)
-{
-	char *memory;
-
-	EXPECT(socketpair(AF_UNIX, SOCK_STREAM, 0, turns) == 0);
-	enter_filter(SANDBOX_FILTER_WORKER);
-	memory = malloc(8u << 20);
-	EXPECT(memory != NULL);
-	memset(memory, 1, 8u << 20);
-	free(memory);
-	use_memfd();
-	use_sockets();
-}
-
-START_TEST(worker_can_do_its_work_inside_the_filter)
-{
-	assert_proven(work_in_filter);
-}
-END_TEST
-
-static void
-abort_in_filter(void)
-{
-	enter_filter(SANDBOX_FILTER_SIGNER);
-	abort();
-}
-
-START_TEST(abort_ends_a_filtered_process_as_it_should)
-{
-	int status = in_child(abort_in_filter);
-
-	ck_assert(WIFSIGNALED(status));
-	ck_assert_int_eq(WTERMSIG(status), SIGABRT);
-}
-END_TEST
-
-static void *
-make_socket_when_told(void *unused)
-{
-	char octet;
-
-	if (read(turns[0], &octet, 1) == 1)
-		syscall(SYS_socket, AF_UNIX, SOCK_STREAM, 0);
-	return unused;
-}
-
-static void
-start_thread_before_filter(void)
-{
-	pthread_t thread;
-
-	EXPECT(pipe(turns) == 0);
-	EXPECT(pthread_create(&thread, NULL, make_socket_when_told, NULL) == 0);
-	enter_filter(SANDBOX_FILTER_WORKER);
-	EXPECT(write(turns[1], "g", 1) == 1);
-	pthread_join(thread, NULL);
-}
-
-START_TEST(threads_started_before_are_filtered_too_and_end_the_process)
-{
-	int status = in_child(start_thread_before_filter);
-
-	ck_assert(WIFSIGNALED(status));
-	ck_assert_int_eq(WTERMSIG(status), SIGSYS);
-}
-END_TEST
-
-#define COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
-
-static void
-add_filter_tests(TCase *tests)
-{
-	tcase_add_loop_test(tests, each_call_is_allowed_refused_or_deadly_as_its_role_demands, 0,
-			    COUNT(filter_cases));
-	tcase_add_loop_test(tests, calls_that_no_role_needs_end_the_process, 0,
-			    COUNT(deadly_calls));
-	tcase_add_test(tests, worker_can_do_its_work_inside_the_filter);
-	tcase_add_test(tests, abort_ends_a_filtered_process_as_it_should);
-	tcase_add_test(tests, threads_started_before_are_filtered_too_and_end_the_process);
-}
-
-#endif
-
 static void
 add_rights_tests(TCase *tests)
 {
@@ -742,14 +444,11 @@ main(void)
 {
 	Suite *suite = suite_create("sandbox");
 	TCase *rights = tcase_create("rights");
-	TCase *filters = tcase_create("filters");
 	SRunner *runner;
 	int failed;
 
 	add_rights_tests(rights);
-	add_filter_tests(filters);
 	suite_add_tcase(suite, rights);
-	suite_add_tcase(suite, filters);
 	runner = srunner_create(suite);
 	srunner_run_all(runner, CK_NORMAL);
 	failed = srunner_ntests_failed(runner);

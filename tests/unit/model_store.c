@@ -4,6 +4,7 @@
 #include "tests/unit/model_store.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <xxhash.h>
@@ -253,6 +254,28 @@ model_io(struct model_store *store)
 	return (struct store_io){ .operations = &model_operations, .context = store };
 }
 
+/* ---- faults ---- */
+
+static const struct {
+	enum model_fault fault;
+	int number;
+	unsigned lasting; /* operations */
+} faults[MODEL_FAULTS] = {
+	{ MODEL_FAIL, ENOSPC, 1 },
+	{ MODEL_FAIL_SHORT, ENOSPC, 1 },
+	{ MODEL_FAIL, EIO, 1 },
+	{ MODEL_FAIL, ENOSPC, 1000000 },
+};
+
+void
+model_set_fault(struct model_store *store, unsigned which, unsigned at)
+{
+	store->fault = faults[which].fault;
+	store->fault_errno = faults[which].number;
+	store->fault_from = at;
+	store->fault_to = at + faults[which].lasting;
+}
+
 /* ---- making, crashing, comparing ---- */
 
 struct model_store *
@@ -332,10 +355,30 @@ crash_size(struct model_file *file, size_t size)
 	file->seen_size = size;
 }
 
+static void
+apply_change(struct model_file *file, const struct model_change *change)
+{
+	if (change->bytes != NULL)
+		memcpy(file->seen + change->block * MODEL_BLOCK, change->bytes, MODEL_BLOCK);
+	else
+		crash_size(file, change->size);
+}
+
+/* What stands behind the end of the file is gone; the rest is now on disk. */
+static void
+close_file(struct model_file *file, size_t written)
+{
+	if (written > file->seen_size)
+		memset(file->seen + file->seen_size, 0, written - file->seen_size);
+	memcpy(file->durable, file->seen, file->seen_size);
+	file->durable_size = file->seen_size;
+}
+
 struct model_store *
 model_after_crash(const struct model_store *store, const struct model_crash *crash, bool *whole_out)
 {
 	struct model_store *after = calloc(1, sizeof *after);
+	size_t written[MODEL_FILES] = { 0 };
 	size_t blocks = 0;
 	size_t sizes = 0;
 
@@ -346,29 +389,84 @@ model_after_crash(const struct model_store *store, const struct model_crash *cra
 
 		file->inode = store->files[i].inode;
 		file->seen_size = store->files[i].durable_size;
-		memcpy(file->seen, store->files[i].durable, MODEL_CAPACITY);
+		memcpy(file->seen, store->files[i].durable, file->seen_size);
 	}
 	for (size_t i = 0; i < store->change_count; i++) {
 		const struct model_change *change = &store->changes[i];
-		struct model_file *file = &after->files[change->file];
 		bool kept = change->bytes != NULL ? crash->keep[blocks++] : sizes++ < crash->sizes;
+		size_t end = (change->block + 1) * MODEL_BLOCK;
 
+		if (kept)
+			apply_change(&after->files[change->file], change);
+		if (kept && change->bytes != NULL && end > written[change->file])
+			written[change->file] = end;
 		if (!kept && change->foreign)
 			*whole_out = false;
-		if (kept && change->bytes != NULL)
-			memcpy(
-			    file->seen + change->block * MODEL_BLOCK, change->bytes, MODEL_BLOCK);
-		else if (kept)
-			crash_size(file, change->size);
 	}
-	for (int i = 0; i < MODEL_FILES; i++) {
-		struct model_file *file = &after->files[i];
-
-		memset(file->seen + file->seen_size, 0, MODEL_CAPACITY - file->seen_size);
-		memcpy(file->durable, file->seen, MODEL_CAPACITY);
-		file->durable_size = file->seen_size;
-	}
+	for (int i = 0; i < MODEL_FILES; i++)
+		close_file(&after->files[i], written[i]);
 	return after;
+}
+
+/* ---- mail ---- */
+
+size_t
+model_message(char *at, size_t room, size_t size, unsigned kind)
+{
+	int used = snprintf(at, room,
+	    "From a@example.org Mon Jan  1 00:00:%02u 2024\nSubject: message %u\n\n", kind, kind);
+	size_t end = (size_t)used;
+
+	require(size + 2 < room && end < room);
+	for (; end < size; end++)
+		at[end] = end % 61 == 0 ? '\n' : (char)('a' + (end / 61 + end * kind) % 26);
+	at[end++] = '\n';
+	at[end++] = '\n';
+	return end;
+}
+
+void
+model_scan(const char *bytes, size_t size, struct mbox_table *table)
+{
+	struct mbox_scanner *scanner = mbox_scanner_new();
+	struct error error;
+
+	memset(table, 0, sizeof *table);
+	require(scanner != NULL && mbox_scanner_feed(scanner, bytes, size, &error) == 0 &&
+		mbox_scanner_finish(scanner, table, &error) == 0);
+	mbox_scanner_free(scanner);
+}
+
+char *
+model_render(const struct expunge_plan *plan, const char *old)
+{
+	char *new = malloc(plan->new_size + 1);
+	size_t size = 0;
+
+	require(new != NULL);
+	for (uint32_t i = 0; i < plan->count; i++) {
+		const struct expunge_segment *segment = &plan->segments[i];
+
+		require(segment->length <= plan->new_size - size);
+		memcpy(new + size, segment->text != NULL ? segment->text : old + segment->source,
+		    segment->length);
+		size += segment->length;
+	}
+	require(size == plan->new_size);
+	return new;
+}
+
+bool
+model_append_fits(const char *found, size_t size, const char *appended, bool whole)
+{
+	size_t length = strlen(appended);
+
+	if (whole)
+		return size == length && memcmp(found, appended, size) == 0;
+	for (size_t i = 0; i < size; i++)
+		if (found[i] != '\0' && (i >= length || found[i] != appended[i]))
+			return false;
+	return true;
 }
 
 /* ---- which crashes to look at ---- */
@@ -466,4 +564,19 @@ model_hash(const struct model_store *store)
 		hash = XXH3_64bits_withSeed(file->seen, file->seen_size, hash + file->seen_size);
 	}
 	return hash;
+}
+
+bool
+model_seen_before(uint64_t *seen, uint64_t hash)
+{
+	size_t slot = hash % MODEL_SEEN_SLOTS;
+
+	hash |= 1;
+	for (size_t probes = 0; seen[slot] != 0; slot = (slot + 1) % MODEL_SEEN_SLOTS) {
+		require(++probes < MODEL_SEEN_SLOTS / 2);
+		if (seen[slot] == hash)
+			return true;
+	}
+	seen[slot] = hash;
+	return false;
 }

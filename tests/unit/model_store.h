@@ -14,11 +14,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "lib/expunge.h"
+#include "lib/mbox.h"
 #include "lib/store_io.h"
 
 #define MODEL_BLOCK    512u   /* bytes */
-#define MODEL_CAPACITY 28672u /* bytes of one file at most */
-#define MODEL_PENDING  512u   /* changes not synced at most */
+#define MODEL_CAPACITY 20480u /* bytes of one file at most */
+#define MODEL_PENDING  160u   /* changes not synced at most */
 
 enum {
 	MODEL_SPOOL = 0,
@@ -92,6 +94,13 @@ struct store_io model_io(struct model_store *store);
 /* Somebody who ignores the locks appends to the spool; not synced. */
 void model_append(struct model_store *store, const char *bytes, size_t size);
 
+/*
+ * Let operation number `at` fail: with ENOSPC, with ENOSPC after a short write, with EIO, or with
+ * ENOSPC like all that follow it.
+ */
+#define MODEL_FAULTS 4u
+void model_set_fault(struct model_store *store, unsigned which, unsigned at);
+
 /* Everything as processes see it is on disk now. */
 void model_settle(struct model_store *store);
 
@@ -114,7 +123,29 @@ typedef void model_visit(struct model_store *after, bool whole, void *argument);
 void model_each_crash(const struct model_store *store, size_t exhaustive, unsigned samples,
     model_visit *visit, void *argument);
 
+/*
+ * Write a message of size + 2 bytes (more, if the header needs it) to at; equal kinds give equal
+ * messages. Returns its length.
+ */
+size_t model_message(char *at, size_t room, size_t size, unsigned kind);
+
+/* The table of a whole spool. */
+void model_scan(const char *bytes, size_t size, struct mbox_table *table);
+
+/* The new spool, plan->new_size bytes; heap, the caller's. */
+char *model_render(const struct expunge_plan *plan, const char *old);
+
+/*
+ * Whether size bytes are what others appended: all of it if it is whole; else a crash may have left
+ * only a part, with zeros for the rest.
+ */
+bool model_append_fits(const char *found, size_t size, const char *appended, bool whole);
+
 /* Of the contents of both files as processes see them. */
 uint64_t model_hash(const struct model_store *store);
+
+/* Remember a hash in a table of MODEL_SEEN_SLOTS zeros; whether it was there before. */
+#define MODEL_SEEN_SLOTS ((size_t)1 << 20)
+bool model_seen_before(uint64_t *seen, uint64_t hash);
 
 #endif
