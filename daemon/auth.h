@@ -25,6 +25,8 @@
 #define AUTH_AGENT_SECONDS	 60 /* a password check may take, then it is killed */
 #define AUTH_VERDICT_SECONDS	 5  /* for the monitor to make room in its channel */
 
+struct pam_handle; /* libpam's; only auth_pam.c looks inside */
+
 struct auth_request {
 	uint64_t session;
 	uint32_t worker;
@@ -42,16 +44,17 @@ enum auth_agent_exit {
 
 /*
  * The life of an agent, in the forked child: drops every descriptor but pipe, monitor and log,
- * checks one password, sends the verdict. spawner is the process to die with.
+ * checks one password, sends the verdict. pam is what auth_pam_preload prepared (NULL without PAM);
+ * spawner is the process to die with.
  */
 _Noreturn void auth_agent_run(const struct settings *settings, const struct log *log,
-    const struct auth_request *request, pid_t spawner);
+    struct pam_handle *pam, const struct auth_request *request, pid_t spawner);
 
 /* ---- back ends: fill verdict, user (canonical name) and reason; uid and gid are filled later ----
  */
 
-/* auth_pam.c: the PAM service of the settings. Reference 9.3. */
-void auth_pam_check(const struct settings *settings, const struct credentials *credentials,
+/* auth_pam.c: by the copy of a prepared handle, which is used up. Reference 9.3. */
+void auth_pam_check(struct pam_handle *handle, const struct credentials *credentials,
     struct message_verdict *verdict);
 
 /* auth_shadow.c: getpwnam and getspnam, account expiry, password age. Reference 9.3. */
@@ -59,11 +62,13 @@ void auth_shadow_check(const struct settings *settings, const struct credentials
     struct message_verdict *verdict);
 
 /*
- * Load the modules that libpam loads for service, for good, so that forked agents find them there;
- * *modules_out is their number. ERROR_DENIED if there is no such service: libpam would silently
- * take "other".
+ * Read service's files and load its modules, for good, so that forked agents find them there:
+ * *handle_out is a handle to be copied by a fork, owned by the caller for the life of the process;
+ * *modules_out is the number of modules. ERROR_DENIED if there is no such service: libpam would
+ * silently take "other".
  */
-int auth_pam_preload(const char *service, unsigned *modules_out, struct error *error);
+int auth_pam_preload(const char *service, struct pam_handle **handle_out, unsigned *modules_out,
+    struct error *error);
 
 /*
  * A number that changes when a PAM file, nsswitch.conf or a library in use is changed or replaced.

@@ -37,8 +37,8 @@ restore_signals(void)
 static int
 drop_inherited(const struct log *log, int pipe, pid_t spawner, struct error *error)
 {
-	const int keep[] = { STDIN_FILENO,    STDOUT_FILENO, STDERR_FILENO,
-			     ROLE_FD_MONITOR, log->fd,	     pipe };
+	const int keep[] = { STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO, ROLE_FD_MONITOR, log->fd,
+		pipe };
 
 	if (sandbox_close_all_but(keep, sizeof keep / sizeof keep[0], error) != 0)
 		return -1;
@@ -60,7 +60,7 @@ receive_credentials(int pipe, struct credentials *credentials_out, struct error 
 		return error_set_errno(error, errno, "cannot wait for credentials");
 	if (ready == 0)
 		return error_set(error, ERROR_TIMEOUT, "no credentials came within %d seconds",
-				 AUTH_CREDENTIALS_SECONDS);
+		    AUTH_CREDENTIALS_SECONDS);
 	return auth_credentials_read(pipe, credentials_out, error);
 }
 
@@ -91,8 +91,8 @@ resolve_account(const struct settings *settings, struct message_verdict *verdict
 }
 
 static void
-check_password(const struct settings *settings, const struct credentials *credentials,
-	       struct message_verdict *verdict)
+check_password(const struct settings *settings, struct pam_handle *pam,
+    const struct credentials *credentials, struct message_verdict *verdict)
 {
 	if (!spool_user_name_valid(credentials->user)) {
 		auth_verdict_change(verdict, VERDICT_REFUSED, "user name is not usable");
@@ -100,7 +100,7 @@ check_password(const struct settings *settings, const struct credentials *creden
 	}
 	memcpy(verdict->user, credentials->user, strlen(credentials->user));
 	if (settings->authentication == AUTHENTICATION_PAM)
-		auth_pam_check(settings, credentials, verdict);
+		auth_pam_check(pam, credentials, verdict);
 	else
 		auth_shadow_check(settings, credentials, verdict);
 	if (verdict->verdict == VERDICT_ACCEPTED)
@@ -117,8 +117,8 @@ without_credentials(const struct error *error, struct log *log, struct message_v
 }
 
 static enum auth_agent_exit
-serve(const struct settings *settings, struct log *log, const struct auth_request *request,
-      pid_t spawner, struct error *error)
+serve(const struct settings *settings, struct log *log, struct pam_handle *pam,
+    const struct auth_request *request, pid_t spawner, struct error *error)
 {
 	struct message_verdict verdict =
 	    auth_verdict(request->session, request->worker, VERDICT_REFUSED, "");
@@ -128,7 +128,7 @@ serve(const struct settings *settings, struct log *log, const struct auth_reques
 	if (drop_inherited(log, request->pipe, spawner, error) != 0)
 		return AUTH_AGENT_FAILED;
 	if (receive_credentials(request->pipe, &credentials, error) == 0)
-		check_password(settings, &credentials, &verdict);
+		check_password(settings, pam, &credentials, &verdict);
 	else
 		status = without_credentials(error, log, &verdict);
 	explicit_bzero(&credentials, sizeof credentials);
@@ -138,14 +138,14 @@ serve(const struct settings *settings, struct log *log, const struct auth_reques
 }
 
 void
-auth_agent_run(const struct settings *settings, const struct log *log,
-	       const struct auth_request *request, pid_t spawner)
+auth_agent_run(const struct settings *settings, const struct log *log, struct pam_handle *pam,
+    const struct auth_request *request, pid_t spawner)
 {
 	struct log own_log = *log;
 	struct error error = { 0 };
 	enum auth_agent_exit status;
 
-	status = serve(settings, &own_log, request, spawner, &error);
+	status = serve(settings, &own_log, pam, request, spawner, &error);
 	if (status == AUTH_AGENT_FAILED)
 		log_write(&own_log, LOG_LEVEL_ERROR, "auth agent: %s", error.text);
 	_exit(status);

@@ -52,6 +52,7 @@ struct agent {
 struct spawner {
 	struct settings *settings;
 	struct log *log;
+	struct pam_handle *pam; /* prepared for agents; NULL with shadow passwords */
 	int epoll;
 	struct source master, signals;
 	struct source *workers;
@@ -155,8 +156,8 @@ cut_off_worker(struct spawner *spawner, uint32_t number, const char *reason)
 {
 	struct source *worker = spawner->workers;
 
-	log_write(spawner->log, LOG_LEVEL_ERROR, "worker %u is cut off: %s", (unsigned)number,
-		  reason);
+	log_write(
+	    spawner->log, LOG_LEVEL_ERROR, "worker %u is cut off: %s", (unsigned)number, reason);
 	while (worker != NULL && worker->worker != number)
 		worker = worker->next;
 	if (worker != NULL)
@@ -182,10 +183,10 @@ start_agent(struct spawner *spawner, const struct auth_request *request)
 	pid_t pid = fork();
 
 	if (pid == 0)
-		auth_agent_run(spawner->settings, spawner->log, request, self);
+		auth_agent_run(spawner->settings, spawner->log, spawner->pam, request, self);
 	if (pid < 0)
 		log_write(spawner->log, LOG_LEVEL_ERROR, "cannot fork an auth agent: %s",
-			  strerrordesc_np(errno));
+		    strerrordesc_np(errno));
 	close(request->pipe);
 	if (pid < 0) {
 		send_temporary(spawner, request->session, request->worker, "cannot fork");
@@ -230,8 +231,8 @@ agent_ended(struct spawner *spawner, struct agent *agent, int status)
 	if (code == AUTH_AGENT_SENT || code == AUTH_AGENT_BAD_CREDENTIALS)
 		return;
 	log_write(spawner->log, LOG_LEVEL_ERROR, "auth agent %d ended without a verdict (%s %d)",
-		  (int)ended.pid, WIFSIGNALED(status) ? "signal" : "status",
-		  WIFSIGNALED(status) ? WTERMSIG(status) : code);
+	    (int)ended.pid, WIFSIGNALED(status) ? "signal" : "status",
+	    WIFSIGNALED(status) ? WTERMSIG(status) : code);
 	send_temporary(spawner, ended.session, ended.worker, "the auth agent failed");
 }
 
@@ -245,7 +246,7 @@ reap_agents(struct spawner *spawner)
 	/* Signals merge: one of them may stand for several children. */
 	if (read(spawner->signals.fd, &information, sizeof information) < 0 && errno != EAGAIN)
 		log_write(spawner->log, LOG_LEVEL_ERROR, "cannot read signals: %s",
-			  strerrordesc_np(errno));
+		    strerrordesc_np(errno));
 	while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
 		struct agent *agent = find_agent(spawner, pid);
 
@@ -273,7 +274,7 @@ static void
 take_request(struct spawner *spawner, struct source *worker, struct message *message)
 {
 	struct auth_request request = { message->payload.session.session, worker->worker,
-					message_take_fd(message, 0) };
+		message_take_fd(message, 0) };
 	const char *refusal = NULL;
 
 	if (!auth_is_pipe(request.pipe))
@@ -348,7 +349,7 @@ watch_files(struct spawner *spawner, int64_t now)
 	signature = auth_files_signature();
 	if (signature != spawner->signature && signature == spawner->latest_signature) {
 		log_write(spawner->log, LOG_LEVEL_NOTICE,
-			  "PAM files, nsswitch.conf or libraries have changed: renewing");
+		    "PAM files, nsswitch.conf or libraries have changed: renewing");
 		spawner->renew_since = now;
 	}
 	spawner->latest_signature = signature;
@@ -388,7 +389,7 @@ preload(struct spawner *spawner, char *detail_out, size_t size)
 	if (spawner->settings->authentication == AUTHENTICATION_SHADOW) {
 		(void)getpwnam("qpopper-no-such-user");
 		snprintf(detail_out, size, "shadow passwords");
-	} else if (auth_pam_preload(service, &modules, &error) == 0) {
+	} else if (auth_pam_preload(service, &spawner->pam, &modules, &error) == 0) {
 		snprintf(detail_out, size, "PAM service %.60s, %u modules", service, modules);
 	} else {
 		log_write(spawner->log, LOG_LEVEL_ERROR, "%s", error.text);

@@ -19,7 +19,7 @@
 
 /* Where libpam looks for the file of a service, its distributor's directories included. */
 static const char *const service_directories[] = { "/etc/pam.d", "/usr/etc/pam.d",
-						   "/usr/lib/pam.d" };
+	"/usr/lib/pam.d" };
 
 #define SERVICE_DIRECTORIES (sizeof service_directories / sizeof service_directories[0])
 
@@ -150,8 +150,8 @@ service_exists(const char *service)
 
 /* Never called: nobody asks anything while modules are merely loaded. */
 static int
-refuse_conversation(int count, const struct pam_message **messages, struct pam_response **responses,
-		    void *context)
+refuse_conversation(
+    int count, const struct pam_message **messages, struct pam_response **responses, void *context)
 {
 	(void)count;
 	(void)messages;
@@ -160,10 +160,14 @@ refuse_conversation(int count, const struct pam_message **messages, struct pam_r
 	return PAM_CONV_ERR;
 }
 
-/* libpam reads the service's files and loads its modules in pam_start. The name service is warmed
- * by a name that nobody has; the shadow file is left alone, its lines must not stay in here. */
+/*
+ * libpam reads the service's files and loads its modules in pam_start; the handle that comes of it
+ * is kept, and each agent goes on from its own copy. The name service is warmed by a name that
+ * nobody has; the shadow file is left alone, its lines must not stay in here.
+ */
 int
-auth_pam_preload(const char *service, unsigned *modules_out, struct error *error)
+auth_pam_preload(
+    const char *service, struct pam_handle **handle_out, unsigned *modules_out, struct error *error)
 {
 	const struct pam_conv conversation = { refuse_conversation, NULL };
 	pam_handle_t *handle = NULL;
@@ -171,21 +175,19 @@ auth_pam_preload(const char *service, unsigned *modules_out, struct error *error
 
 	*modules_out = 0;
 	if (!service_exists(service))
-		return error_set(
-		    error, ERROR_DENIED,
+		return error_set(error, ERROR_DENIED,
 		    "PAM service file /etc/pam.d/%s is missing: install it (or set pam-service to "
 		    "one that is there); until then every login fails",
 		    service);
 	status = pam_start(service, "nobody", &conversation, &handle);
 	if (status != PAM_SUCCESS)
-		return error_set(
-		    error, ERROR_DENIED,
+		return error_set(error, ERROR_DENIED,
 		    "PAM cannot use /etc/pam.d/%s (error %d; syslog has PAM's own words): correct "
 		    "it; until then every login fails",
 		    service, status);
 	(void)getpwnam("qpopper-no-such-user");
 	*modules_out = pin_libraries();
-	pam_end(handle, PAM_SUCCESS);
+	*handle_out = handle;
 	return 0;
 }
 
@@ -231,7 +233,7 @@ answer(const struct pam_message *message, struct dialogue *dialogue, struct pam_
 
 static int
 converse(int count, const struct pam_message **messages, struct pam_response **responses_out,
-	 void *context)
+    void *context)
 {
 	struct pam_response *responses;
 
@@ -280,12 +282,16 @@ verdict_of(int status)
 	}
 }
 
+/* Make the handle that was prepared for nobody one of this user and this conversation. */
 static int
-set_items(pam_handle_t *handle, const struct credentials *credentials)
+set_items(pam_handle_t *handle, const struct credentials *credentials,
+    const struct pam_conv *conversation)
 {
-	int status = PAM_SUCCESS;
+	int status = pam_set_item(handle, PAM_USER, credentials->user);
 
-	if (credentials->peer_address[0] != '\0')
+	if (status == PAM_SUCCESS)
+		status = pam_set_item(handle, PAM_CONV, conversation);
+	if (status == PAM_SUCCESS && credentials->peer_address[0] != '\0')
 		status = pam_set_item(handle, PAM_RHOST, credentials->peer_address);
 	if (status == PAM_SUCCESS)
 		status = pam_set_item(handle, PAM_TTY, "pop3");
@@ -296,13 +302,14 @@ set_items(pam_handle_t *handle, const struct credentials *credentials)
 
 /* The steps of a login; no session is opened, since the process that would close it is another. */
 static int
-run_steps(pam_handle_t *handle, const struct credentials *credentials, const char **step_out)
+run_steps(pam_handle_t *handle, const struct credentials *credentials,
+    const struct pam_conv *conversation, const char **step_out)
 {
 	const int flags = PAM_SILENT | PAM_DISALLOW_NULL_AUTHTOK;
 	int status;
 
 	*step_out = "pam_set_item";
-	status = set_items(handle, credentials);
+	status = set_items(handle, credentials, conversation);
 	if (status != PAM_SUCCESS)
 		return status;
 	*step_out = "pam_authenticate";
@@ -332,46 +339,43 @@ take_canonical_user(pam_handle_t *handle, struct message_verdict *verdict)
 }
 
 void
-auth_pam_check(const struct settings *settings, const struct credentials *credentials,
-	       struct message_verdict *verdict)
+auth_pam_check(struct pam_handle *handle, const struct credentials *credentials,
+    struct message_verdict *verdict)
 {
 	struct dialogue dialogue = { .credentials = credentials };
 	const struct pam_conv conversation = { converse, &dialogue };
-	const char *step = "pam_start";
-	pam_handle_t *handle = NULL;
+	const char *step;
 	char reason[sizeof verdict->reason] = "";
-	int status = pam_start(settings->pam_service, credentials->user, &conversation, &handle);
+	int status = run_steps(handle, credentials, &conversation, &step);
 
-	if (status == PAM_SUCCESS)
-		status = run_steps(handle, credentials, &step);
 	if (status != PAM_SUCCESS)
 		snprintf(reason, sizeof reason, "%s: %s%s%s", step, pam_strerror(handle, status),
-			 dialogue.said[0] != '\0' ? ": " : "", dialogue.said);
+		    dialogue.said[0] != '\0' ? ": " : "", dialogue.said);
 	auth_verdict_change(verdict, verdict_of(status), reason);
 	if (status == PAM_SUCCESS)
 		take_canonical_user(handle, verdict);
-	if (handle != NULL)
-		pam_end(handle, status);
+	pam_end(handle, status);
 }
 
 #else
 
 int
-auth_pam_preload(const char *service, unsigned *modules_out, struct error *error)
+auth_pam_preload(
+    const char *service, struct pam_handle **handle_out, unsigned *modules_out, struct error *error)
 {
+	*handle_out = NULL;
 	*modules_out = 0;
-	return error_set(
-	    error, ERROR_DENIED,
+	return error_set(error, ERROR_DENIED,
 	    "this qpopper was built without PAM: set authentication to shadow or passwd-file "
 	    "instead of PAM service %s",
 	    service);
 }
 
 void
-auth_pam_check(const struct settings *settings, const struct credentials *credentials,
-	       struct message_verdict *verdict)
+auth_pam_check(struct pam_handle *handle, const struct credentials *credentials,
+    struct message_verdict *verdict)
 {
-	(void)settings;
+	(void)handle;
 	(void)credentials;
 	auth_verdict_change(verdict, VERDICT_TEMPORARY, "built without PAM");
 }

@@ -39,13 +39,13 @@ look_up(const char *name, struct account *account)
 {
 	struct passwd *entry = NULL;
 	struct spwd *shadow = NULL;
-	int number = getpwnam_r(name, &account->entry, account->entry_buffer,
-				sizeof account->entry_buffer, &entry);
+	int number = getpwnam_r(
+	    name, &account->entry, account->entry_buffer, sizeof account->entry_buffer, &entry);
 
 	account->found = entry != NULL;
 	account->out_of_order = entry == NULL && !means_not_found(number);
-	number = getspnam_r(name, &account->shadow, account->shadow_buffer,
-			    sizeof account->shadow_buffer, &shadow);
+	number = getspnam_r(
+	    name, &account->shadow, account->shadow_buffer, sizeof account->shadow_buffer, &shadow);
 	account->has_shadow = account->found && shadow != NULL;
 	if (account->found && shadow == NULL && !means_not_found(number))
 		account->out_of_order = true;
@@ -104,7 +104,7 @@ password_expired(const struct spwd *shadow, long today)
 
 static void
 judge(const struct settings *settings, const struct account *account, bool has_hash, bool matches,
-      struct message_verdict *verdict)
+    struct message_verdict *verdict)
 {
 	long today = (long)(time(NULL) / SECONDS_PER_DAY);
 
@@ -113,8 +113,8 @@ judge(const struct settings *settings, const struct account *account, bool has_h
 	else if (!account->found)
 		auth_verdict_change(verdict, VERDICT_REFUSED, "no such account");
 	else if (!has_hash)
-		auth_verdict_change(verdict, VERDICT_REFUSED,
-				    "account is locked or has no password");
+		auth_verdict_change(
+		    verdict, VERDICT_REFUSED, "account is locked or has no password");
 	else if (!matches)
 		auth_verdict_change(verdict, VERDICT_REFUSED, "wrong password");
 	else if (account->has_shadow && account_expired(&account->shadow, today))
@@ -128,7 +128,7 @@ judge(const struct settings *settings, const struct account *account, bool has_h
 
 void
 auth_shadow_check(const struct settings *settings, const struct credentials *credentials,
-		  struct message_verdict *verdict)
+    struct message_verdict *verdict)
 {
 	struct account *account = calloc(1, sizeof *account);
 	struct crypt_data *data = calloc(1, sizeof *data);

@@ -106,7 +106,7 @@ static bool
 lock_is_adopted(const struct monitor *monitor, const struct dot_lock *lock)
 {
 	for (const struct job *job = monitor->jobs; job != NULL; job = job->next) {
-		if ((job->dot_locked || job->recover) && job->dot_lock.device == lock->device &&
+		if (job->dot_locked && job->dot_lock.device == lock->device &&
 		    job->dot_lock.inode == lock->inode)
 			return true;
 	}

@@ -39,14 +39,14 @@ static const unsigned char alpn_pop3[] = { 4, 'p', 'o', 'p', '3' };
 
 static int
 select_alpn(SSL *connection, const unsigned char **chosen, unsigned char *chosen_length,
-	    const unsigned char *offered, unsigned int offered_length, void *unused)
+    const unsigned char *offered, unsigned int offered_length, void *unused)
 {
 	unsigned char *found;
 
 	(void)connection;
 	(void)unused;
 	if (SSL_select_next_proto(&found, chosen_length, alpn_pop3, sizeof alpn_pop3, offered,
-				  offered_length) != OPENSSL_NPN_NEGOTIATED)
+		offered_length) != OPENSSL_NPN_NEGOTIATED)
 		return SSL_TLSEXT_ERR_ALERT_FATAL;
 	*chosen = found;
 	return SSL_TLSEXT_ERR_OK;
@@ -75,8 +75,8 @@ use_chain(SSL_CTX *library_context, STACK_OF(X509) * chain, struct error *error)
 		return tls_library_error(error, ERROR_DENIED, "the certificate is refused");
 	for (int i = 1; i < sk_X509_num(chain); i++)
 		if (SSL_CTX_add1_chain_cert(library_context, sk_X509_value(chain, i)) != 1)
-			return tls_library_error(error, ERROR_DENIED,
-						 "a certificate of the chain is refused");
+			return tls_library_error(
+			    error, ERROR_DENIED, "a certificate of the chain is refused");
 	return 0;
 }
 
@@ -104,8 +104,11 @@ configure(struct tls_context *context, const struct settings *settings, struct e
 {
 	SSL_CTX *library_context = context->library_context;
 
+	/* The chain is what the file holds: building one from the trust store would verify it again
+	 * in each handshake. */
 	SSL_CTX_set_mode(library_context, SSL_MODE_RELEASE_BUFFERS | SSL_MODE_ENABLE_PARTIAL_WRITE |
-					      SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+					      SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER |
+					      SSL_MODE_NO_AUTO_CHAIN);
 	/* what clients send are passwords: no copy may stay in the library's buffers */
 	SSL_CTX_set_options(library_context, SSL_OP_CLEANSE_PLAINTEXT);
 	SSL_CTX_set_alpn_select_cb(library_context, select_alpn, NULL);
@@ -116,8 +119,8 @@ configure(struct tls_context *context, const struct settings *settings, struct e
 }
 
 int
-tls_context_new(const struct settings *settings, struct tls_context **context_out,
-		struct error *error)
+tls_context_new(
+    const struct settings *settings, struct tls_context **context_out, struct error *error)
 {
 	struct tls_context *context = calloc(1, sizeof *context);
 
@@ -161,7 +164,7 @@ tls_set_signer(struct tls_context *context, int channel)
 
 int
 tls_connection_new(struct tls_context *context, int fd, struct tls_connection **connection_out,
-		   struct error *error)
+    struct error *error)
 {
 	struct tls_connection *connection = calloc(1, sizeof *connection);
 
@@ -205,7 +208,7 @@ peer_vanished(int reason, int number)
 
 static enum tls_result
 fail(struct tls_connection *connection, int reason, int number, const char *what,
-     struct error *error)
+    struct error *error)
 {
 	connection->broken = true;
 	if (tls_signer_take_failure(tls_key_signer(connection->context->provider), error)) {
@@ -222,7 +225,7 @@ fail(struct tls_connection *connection, int reason, int number, const char *what
 /* What the return value of an operation means. number: errno right after it. */
 static enum tls_result
 result_of(struct tls_connection *connection, int returned, int number, const char *what,
-	  struct error *error)
+    struct error *error)
 {
 	int reason = SSL_get_error(connection->library_connection, returned);
 
@@ -256,7 +259,7 @@ tls_handshake(struct tls_connection *connection, struct error *error)
 
 enum tls_result
 tls_read(struct tls_connection *connection, void *buffer, size_t size, size_t *got_out,
-	 struct error *error)
+    struct error *error)
 {
 	int returned;
 
@@ -269,7 +272,7 @@ tls_read(struct tls_connection *connection, void *buffer, size_t size, size_t *g
 
 enum tls_result
 tls_write(struct tls_connection *connection, const void *buffer, size_t size, size_t *written_out,
-	  struct error *error)
+    struct error *error)
 {
 	int returned;
 

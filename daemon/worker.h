@@ -183,10 +183,10 @@ struct connection {
 	const char *result;	     /* of the last login command, static */
 	const char *end;	     /* why the session ended, static; NULL: it has not */
 	bool logged_in;
-	bool command_failed; /* the last command was answered -ERR */
+	bool command_failed;   /* the last command was answered -ERR */
 	uint32_t errors_noted; /* records of such answers */
-	bool input_ended;    /* the client has sent its last octet */
-	bool client_gone;    /* and takes nothing any more: epoll does not watch it */
+	bool input_ended;      /* the client has sent its last octet */
+	bool client_gone;      /* and takes nothing any more: epoll does not watch it */
 	struct session_figures figures;
 
 	bool implicit_tls;

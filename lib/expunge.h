@@ -76,8 +76,9 @@ enum expunge_recovery {
 
 /*
  * Finish what the journal says. Safe to repeat, and safe to crash in. The spool must be the file
- * that was journalled (device, inode and content hashes are checked): ERROR_CHANGED is never
- * returned for a foreign file, EXPUNGE_FOREIGN is.
+ * that was journalled (inode and content hashes are checked; the device number is only noted, since
+ * it may change at a reboot): ERROR_CHANGED is never returned for a foreign file, EXPUNGE_FOREIGN is.
+ * Both headers of the journal damaged, which no crash does: ERROR_FORMAT.
  */
 int expunge_recover(const struct store_io *io, int spool_fd, int journal_fd,
     enum expunge_recovery *result_out, struct error *error);

@@ -10,10 +10,11 @@
 #include <string.h>
 #include <xxhash.h>
 
-#define WHAT	   "journal of an expunge"
-#define SPOOL_WHAT "spool"
-#define PIECE	   65536u /* bytes of spool read at once; a multiple of JOURNAL_BLOCK */
-#define MAGIC	   0x314c4e4a50584551u /* "QEXPJNL1" */
+#define WHAT		"journal of an expunge"
+#define SPOOL_WHAT	"spool"
+#define PIECE		65536u /* bytes of spool read at once; a multiple of JOURNAL_BLOCK */
+#define MAGIC		0x314c4e4a50584551u	 /* "QEXPJNL1" */
+#define CHECKSUM_OFFSET (JOURNAL_SLOT_SIZE - 8u) /* bytes into a slot */
 
 const struct expunge_limits expunge_default_limits = {
 	.image = EXPUNGE_SINGLE_SHOT_MAX,
@@ -85,8 +86,8 @@ encode_record(const struct expunge_record *record, uint8_t slot[JOURNAL_SLOT_SIZ
 		put_number(&at, value);
 	}
 	memcpy(at, record->mark, sizeof record->mark);
-	at = slot + JOURNAL_SLOT_SIZE - 8;
-	put_number(&at, expunge_hash(MAGIC, slot, JOURNAL_SLOT_SIZE - 8));
+	at = slot + CHECKSUM_OFFSET;
+	put_number(&at, expunge_hash(MAGIC, slot, CHECKSUM_OFFSET));
 }
 
 uint64_t
@@ -150,9 +151,9 @@ static bool
 decode_record(
     const uint8_t slot[JOURNAL_SLOT_SIZE], uint64_t journal_size, struct expunge_record *record)
 {
-	const uint8_t *at = slot + JOURNAL_SLOT_SIZE - 8;
+	const uint8_t *at = slot + CHECKSUM_OFFSET;
 
-	if (get_number(&at) != expunge_hash(MAGIC, slot, JOURNAL_SLOT_SIZE - 8))
+	if (get_number(&at) != expunge_hash(MAGIC, slot, CHECKSUM_OFFSET))
 		return false;
 	at = slot;
 	if (get_number(&at) != MAGIC)

@@ -123,6 +123,8 @@ def children_of(pid):
                     fields = status.read()
             except OSError:
                 continue
+            if not fields:  # it ended in the middle of the reading
+                continue
             names[int(entry)] = fields[fields.index("(") + 1:fields.rindex(")")]
             parents[int(entry)] = int(fields[fields.rindex(")") + 2:].split()[1])
     found = {}

@@ -232,7 +232,8 @@ def journal_receiver(site):
 
 
 def start_with_journal(site):
-    """popper with the journal as its log: in a mount namespace whose /run is ours, in the foreground by a notify socket."""
+    """popper with the journal as its log: in a mount namespace whose /run is ours, in the foreground by a notify
+    socket."""
     need_program("unshare", "mount")
     if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode != 0:
         raise Skip("no mount namespaces here")

@@ -97,8 +97,8 @@ def garbage(site):
     site.put_mail([message(1)])
     site.start(max_unauthenticated=100)
     before = workers(site)
-    words = [b"USER", b"PASS", b"LIST", b"RETR", b"TOP", b"DELE", b"UIDL", b"AUTH", b"CAPA", b"RSET", b" ", b"1", b"\r\n",
-             b"\n", b"\0", b"99999999999999999999", b"-1", b"%s%n", b"\xff"]
+    words = [b"USER", b"PASS", b"LIST", b"RETR", b"TOP", b"DELE", b"UIDL", b"AUTH", b"CAPA", b"RSET", b" ", b"1",
+             b"\r\n", b"\n", b"\0", b"99999999999999999999", b"-1", b"%s%n", b"\xff"]
     for number in range(150):
         if number % 2:
             data = rng.randbytes(rng.randrange(1, 3000))
@@ -534,7 +534,7 @@ def owner_stops_agents(site):
 
 @test
 def stopped_agent_at_the_end(site):
-    """an update agent that its owner has stopped: a second SIGTERM ends the service, and the next one goes on from there"""
+    """an update agent stopped by its owner: a second SIGTERM ends the service, and the next one goes on from there"""
     owner = two_users(site)
     mail = [message(number, "x" * 2000) for number in range(1, 6)]
     site.start(drain_timeout=1)
@@ -708,8 +708,8 @@ def tampering_before_quit(site):
     old = "".join(parts)
     site.start(mail_lock_timeout=2)
     for kind in "rewrite", "rewrite, old time", "rename":
-        for new in ([parts[0], message(9), parts[1], parts[4], message(10)], parts[::-1], [message(9)], parts + [message(9)],
-                    [other_bytes(part.encode()).decode() for part in parts], parts[:2], []):
+        for new in ([parts[0], message(9), parts[1], parts[4], message(10)], parts[::-1], [message(9)],
+                    parts + [message(9)], [other_bytes(part.encode()).decode() for part in parts], parts[:2], []):
             site.put_mail(old.encode())
             client = wait_until(lambda: login_or_none(site), 5, "a login")
             client.dele(2)

@@ -186,6 +186,8 @@ judge(const struct scene *scene, const struct model_store *store, enum expunge_r
 	    new || result != EXPUNGE_COMPLETED, "%s: not completed", scene->scenario->name);
 	ck_assert_msg(
 	    new || !scene->committed, "%s: a decided deletion was undone", scene->scenario->name);
+	ck_assert_msg(result == EXPUNGE_NOTHING_PENDING || !scene->settled,
+	    "%s: the journal was not void on disk", scene->scenario->name);
 }
 
 /* ---- crash states ---- */
