@@ -143,8 +143,18 @@ settle(struct survivors *survivors, struct error *error)
 }
 
 /*
- * Fill insert (one flag for each message of the old table). Only a suffix can change, and only when
- * an identical message goes: without suffixes there is nothing to do.
+ * A message whose own X-UIDL an earlier one has would be given it when that one goes; which one it is
+ * the table does not say, so its present unique-id is written down when any before it goes.
+ */
+static bool
+would_be_trusted(const struct mbox_message *message, bool earlier_goes)
+{
+	return earlier_goes && !is_trusted(message) && (message->uid & MBOX_UID_REJECTED) != 0;
+}
+
+/*
+ * Fill insert (one flag for each message of the old table). Only a suffix or a rejected X-UIDL can
+ * make a change, and only when an earlier message goes: without either there is nothing to do.
  */
 static int
 find_insertions(const struct mbox_table *table, const uint8_t *deleted, uint32_t kept, bool *insert,
@@ -168,7 +178,8 @@ find_insertions(const struct mbox_table *table, const uint8_t *deleted, uint32_t
 			continue;
 		survivors.table.messages[count] = table->messages[i];
 		survivors.index[count] = i;
-		if (is_trusted(&table->messages[i]))
+		survivors.insert[count] = would_be_trusted(&table->messages[i], count < i);
+		if (is_trusted(&table->messages[i]) || survivors.insert[count])
 			add_candidate(&survivors, count);
 		count++;
 	}

@@ -22,6 +22,7 @@
 #define MBOX_MAX_MESSAGES   16777216u	/* messages in one maildrop that we serve */
 #define MBOX_SEPARATOR_MAX  8192	/* bytes of a separator line without its LF */
 #define MBOX_UID_IN_STRINGS 0x80000000u /* flag in struct mbox_message.uid */
+#define MBOX_UID_REJECTED   0x40000000u /* another: an X-UIDL stood there, but an earlier has it */
 
 /*
  * One message: fixed size, no pointer, so that tables travel between processes as they stand.
@@ -33,7 +34,8 @@ struct mbox_message {
 	uint64_t content_length; /* bytes as they stand in the spool, line ends unchanged */
 	uint64_t octets;	 /* size as POP3 counts it: CRLF line ends, without dot-stuffing */
 	uint32_t separator_length; /* bytes, with its line end */
-	uint32_t uid; /* 1, 2, … among identical messages; or MBOX_UID_IN_STRINGS plus
+	uint32_t uid; /* 1, 2, … among identical messages, with MBOX_UID_REJECTED where
+		      that applies; or MBOX_UID_IN_STRINGS plus
 			 the position in the table's strings of a trusted X-UIDL */
 	uint8_t digest[MBOX_DIGEST_SIZE];
 };

@@ -60,7 +60,8 @@ uidl_format(const struct mbox_table *table, const struct mbox_message *message,
 	size_t length;
 
 	if (!(message->uid & MBOX_UID_IN_STRINGS))
-		return format_ordinal(message->digest, message->uid, out);
+		return format_ordinal(
+		    message->digest, message->uid & ~MBOX_UID_REJECTED, out);
 	if (position >= table->strings_size)
 		return format_ordinal(message->digest, 1, out);
 	length = table->strings_size - position;
@@ -258,8 +259,11 @@ uidl_assign(struct mbox_table *table, const char *candidates, const uint32_t *ca
 
 		if (twins->first == 0)
 			twins->first = i + 1;
-		if (offset == 0 || !assign_trusted(&assignment, i, candidates + offset, twins))
-			assign_ordinal(&assignment, i, twins);
+		if (offset != 0 && assign_trusted(&assignment, i, candidates + offset, twins))
+			continue;
+		assign_ordinal(&assignment, i, twins);
+		if (offset != 0)
+			table->messages[i].uid |= MBOX_UID_REJECTED;
 	}
 	result = 0;
 out:

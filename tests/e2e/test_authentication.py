@@ -457,7 +457,7 @@ def passwd_file_reload(site):
     wait_until(lambda: try_login(site, "second", PASSWORD) is True, 10, "the new user")
     accepted(site, "first", "changed password")
     refused(site, "first")
-    for broken in ("first:nonsense\n", user_line("second") * 2, "\0\1\2\n", "second::x:y::::\n"):
+    for broken in ("first:nonsense:x\n", user_line("second") * 2, "\0\1\2\n", "second::x:y::::\n"):
         before = len(site.log())
         write_users(site, broken)
         time.sleep(1.1)

@@ -82,7 +82,7 @@ render(const struct spool *old, const struct expunge_plan *plan, struct spool *n
 	scan(new);
 }
 
-/* The content of a message without a leading X-UIDL field. */
+/* The content of a message without leading X-UIDL fields. */
 static const char *
 content(const struct spool *spool, uint32_t i, size_t *length)
 {
@@ -90,7 +90,7 @@ content(const struct spool *spool, uint32_t i, size_t *length)
 	const char *start = spool->bytes + message->offset + message->separator_length;
 
 	*length = message->content_length;
-	if (*length > 7 && memcmp(start, "X-UIDL:", 7) == 0) {
+	while (*length > 7 && memcmp(start, "X-UIDL:", 7) == 0) {
 		const char *next = (const char *)memchr(start, '\n', *length) + 1;
 
 		*length -= (size_t)(next - start);
@@ -136,7 +136,7 @@ assert_expunge(const struct spool *old, unsigned mask, struct spool *new)
 	expunge_plan_free(&plan);
 }
 
-/* Four twins, two of another kind, two with unique-ids of their own. */
+/* Twins of two kinds, one unique-id of its own, and one that claims the same. */
 static void
 make_twins(struct spool *spool)
 {
@@ -146,8 +146,8 @@ make_twins(struct spool *spool)
 	add_message(spool, "", "two");
 	add_message(spool, "X-UIDL: kept.from.elsewhere\n", "one");
 	add_message(spool, "", "one");
-	add_message(spool, "X-UIDL: not trusted, has blanks\n", "three");
-	add_message(spool, "", "two");
+	add_message(spool, "X-UIDL: kept.from.elsewhere\n", "three");
+	add_message(spool, "X-UIDL: not trusted, has blanks\n", "two");
 	add_message(spool, "", "one");
 	scan(spool);
 	ck_assert_uint_eq(spool->table.count, 8);
