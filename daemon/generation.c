@@ -16,6 +16,7 @@
 #include "daemon/role.h"
 #include "daemon/sandbox.h"
 
+#define MONITOR_GRACE_SECONDS 5u /* for updates, after the workers are cut */
 #define RESTART_DELAY_USEC 500000u /* before a process that died is replaced once more */
 #define START_SECONDS	   60	   /* then a generation that hangs is given up for the old one */
 
@@ -378,6 +379,23 @@ generation_start(struct master *master, struct settings *settings,
 	return 0;
 }
 
+/*
+ * An update is still at work, perhaps because its owner has stopped the agent: it does not hold up the
+ * end. The monitor goes on alone, or the next one finishes by the journal.
+ */
+static int
+on_monitor_deadline(sd_event_source *source, uint64_t usec, void *userdata)
+{
+	struct generation *generation = userdata;
+
+	(void)source;
+	(void)usec;
+	log_write(&generation->master->log, LOG_LEVEL_WARNING,
+	    "generation %u: an update is not finished; its journal keeps it", generation->number);
+	master_generation_ended(generation->master, generation);
+	return 0;
+}
+
 static int
 on_drain_deadline(sd_event_source *source, uint64_t usec, void *userdata)
 {
@@ -389,6 +407,7 @@ on_drain_deadline(sd_event_source *source, uint64_t usec, void *userdata)
 	    "generation %u: time is up, %u workers are cut", generation->number,
 	    generation->worker_count);
 	generation_end_workers(generation);
+	set_deadline(generation, MONITOR_GRACE_SECONDS, on_monitor_deadline);
 	return 0;
 }
 
