@@ -16,9 +16,9 @@
 #include "daemon/role.h"
 #include "daemon/sandbox.h"
 
-#define MONITOR_GRACE_SECONDS 5u /* for updates, after the workers are cut */
-#define RESTART_DELAY_USEC 500000u /* before a process that died is replaced once more */
-#define START_SECONDS	   60	   /* then a generation that hangs is given up for the old one */
+#define MONITOR_GRACE_SECONDS 5u      /* for updates, after the workers are cut */
+#define RESTART_DELAY_USEC    500000u /* before a process that died is replaced once more */
+#define START_SECONDS	      60      /* then a generation that hangs is given up for the old one */
 
 static const char *
 role_name(enum role role)
@@ -380,8 +380,8 @@ generation_start(struct master *master, struct settings *settings,
 }
 
 /*
- * An update is still at work, perhaps because its owner has stopped the agent: it does not hold up the
- * end. The monitor goes on alone, or the next one finishes by the journal.
+ * An update is still at work, perhaps because its owner has stopped the agent: it does not hold up
+ * the end. The monitor goes on alone, or the next one finishes by the journal.
  */
 static int
 on_monitor_deadline(sd_event_source *source, uint64_t usec, void *userdata)

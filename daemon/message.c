@@ -14,10 +14,10 @@
 #include "daemon/message.h"
 
 _Static_assert(offsetof(struct message, payload) == sizeof(struct message_header),
-	       "a packet is received straight into the struct");
+    "a packet is received straight into the struct");
 _Static_assert(sizeof(struct message_login_result) % _Alignof(struct mbox_message) == 0 &&
 		   sizeof(struct message_update) % _Alignof(struct mbox_message) == 0,
-	       "a tail of table entries is aligned");
+    "a tail of table entries is aligned");
 
 static const struct message_row rows[] = {
 #define X(name, number, senders, receivers, payload, tail, min_fds, max_fds)                       \
@@ -27,10 +27,10 @@ static const struct message_row rows[] = {
 };
 
 #define X(name, number, senders, receivers, payload, tail, min_fds, max_fds)                       \
-	_Static_assert(sizeof(struct message_header) + sizeof(payload) + (tail) <=                 \
-			       MESSAGE_SIZE_MAX &&                                                 \
-			   (max_fds) <= MESSAGE_FDS_MAX,                                           \
-		       #name " fits");
+	_Static_assert(                                                                            \
+	    sizeof(struct message_header) + sizeof(payload) + (tail) <= MESSAGE_SIZE_MAX &&        \
+		(max_fds) <= MESSAGE_FDS_MAX,                                                      \
+	    #name " fits");
 MESSAGE_TABLE(X)
 #undef X
 
@@ -102,7 +102,7 @@ attach_fds(struct msghdr *header, union control *control, const int *fds, unsign
 
 int
 message_send(int channel, enum message_type type, const void *payload, const void *tail,
-	     size_t tail_size, const int *fds, unsigned fd_count, struct error *error)
+    size_t tail_size, const int *fds, unsigned fd_count, struct error *error)
 {
 	const struct message_row *row = message_row(type);
 	struct message_header header = { .type = (uint16_t)type };
@@ -112,8 +112,8 @@ message_send(int channel, enum message_type type, const void *payload, const voi
 
 	if (!row || tail_size > row->tail_maximum || fd_count < row->minimum_fds ||
 	    fd_count > row->maximum_fds)
-		return error_set(error, ERROR_INTERNAL, "message %s: wrong sizes",
-				 message_type_name(type));
+		return error_set(
+		    error, ERROR_INTERNAL, "message %s: wrong sizes", message_type_name(type));
 	header.tail_size = (uint16_t)tail_size;
 	parts[0] = (struct iovec){ &header, sizeof header };
 	/* An iovec has no const; sendmsg only reads. */
@@ -141,13 +141,13 @@ collect_fds(struct msghdr *packet, struct message *message)
 		count = (part->cmsg_len - CMSG_LEN(0)) / sizeof(int);
 		for (size_t i = 0; i < count && message->fd_count < MESSAGE_FDS_MAX; i++)
 			memcpy(&message->fds[message->fd_count++],
-			       CMSG_DATA(part) + i * sizeof(int), sizeof(int));
+			    CMSG_DATA(part) + i * sizeof(int), sizeof(int));
 	}
 }
 
 static int
 check_packet(struct message *message, size_t size, int packet_flags, enum role sender,
-	     enum role receiver, struct error *error)
+    enum role receiver, struct error *error)
 {
 	size_t fixed;
 
@@ -160,7 +160,7 @@ check_packet(struct message *message, size_t size, int packet_flags, enum role s
 	fixed = sizeof message->header + message_payload_size(message->header.type);
 	if (size < fixed)
 		return error_set(error, ERROR_FORMAT, "message %s: too short",
-				 message_type_name(message->header.type));
+		    message_type_name(message->header.type));
 	message->tail_size = size - fixed;
 	message->tail = message->payload.bytes + (fixed - sizeof message->header);
 	return message_check(message, sender, receiver, error);
@@ -178,7 +178,7 @@ receive_error(int number, struct error *error)
 
 int
 message_receive(int channel, enum role sender, enum role receiver, struct message *message_out,
-		bool *got_out, struct error *error)
+    bool *got_out, struct error *error)
 {
 	union control control;
 	struct iovec whole = { message_out, MESSAGE_SIZE_MAX };
@@ -199,8 +199,8 @@ message_receive(int channel, enum role sender, enum role receiver, struct messag
 	if (size == 0)
 		result = error_set(error, ERROR_CLOSED, "the channel is closed");
 	else
-		result = check_packet(message_out, (size_t)size, packet.msg_flags, sender, receiver,
-				      error);
+		result = check_packet(
+		    message_out, (size_t)size, packet.msg_flags, sender, receiver, error);
 	if (result < 0)
 		message_close(message_out);
 	*got_out = result == 0;

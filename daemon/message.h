@@ -33,8 +33,8 @@
 #include "lib/mbox.h"
 #include "lib/spool.h"
 
-#define MESSAGE_SIZE_MAX   8192 /* bytes of a packet, header included */
-#define MESSAGE_FDS_MAX	   4
+#define MESSAGE_SIZE_MAX     8192 /* bytes of a packet, header included */
+#define MESSAGE_FDS_MAX	     4
 #define MESSAGE_TABLE_INLINE 64 /* messages of a maildrop that travel inside LOGIN_RESULT */
 
 /* Roles, as bits, for the table's sender and receiver columns. */
@@ -85,19 +85,20 @@ enum role {
 #define MESSAGE_NAME_MAX       64   /* octets of a user name */
 #define MESSAGE_DIGEST_MAX     64   /* bytes of a digest, and of a PSS salt */
 #define MESSAGE_SECONDS_MAX    (366 * 86400) /* of a drain */
-#define MESSAGE_LAYERS_ALL     63   /* every enum sandbox_layer (sandbox.h) */
-#define MESSAGE_PADDING_PKCS1  1    /* OpenSSL's RSA_PKCS1_PADDING */
-#define MESSAGE_PADDING_PSS    6    /* OpenSSL's RSA_PKCS1_PSS_PADDING */
+#define MESSAGE_LAYERS_ALL     63	     /* every enum sandbox_layer (sandbox.h) */
+#define MESSAGE_PADDING_PKCS1  1	     /* OpenSSL's RSA_PKCS1_PADDING */
+#define MESSAGE_PADDING_PSS    6	     /* OpenSSL's RSA_PKCS1_PSS_PADDING */
 
 enum message_type {
-#define X(name, number, senders, receivers, payload, tail, min_fds, max_fds) MESSAGE_##name = number,
+#define X(name, number, senders, receivers, payload, tail, min_fds, max_fds)                       \
+	MESSAGE_##name = number,
 	MESSAGE_TABLE(X)
 #undef X
 };
 
 struct message_row {
 	const char *name;
-	unsigned senders, receivers; /* enum role, or-ed */
+	unsigned senders, receivers;	   /* enum role, or-ed */
 	size_t payload_size, tail_maximum; /* bytes */
 	unsigned minimum_fds, maximum_fds;
 };
@@ -111,7 +112,8 @@ struct message_header {
 	uint32_t reserved;  /* 0 */
 };
 
-/* CHANNEL, CHANNEL_GONE: the descriptor leads to worker `worker`, or to a role that was replaced. */
+/* CHANNEL, CHANNEL_GONE: the descriptor leads to worker `worker`, or to a role that was replaced.
+ */
 struct message_channel {
 	uint32_t worker; /* number of the worker, or 0 when a worker gets a channel */
 	uint32_t role;	 /* enum role of the other end */
@@ -156,8 +158,8 @@ struct message_ready {
 
 /* ---- authentication ---- */
 
-#define CREDENTIALS_MAGIC 0x51504352u /* "QPCR" */
-#define CREDENTIALS_PASSWORD_MAX 512  /* octets without the NUL */
+#define CREDENTIALS_MAGIC	 0x51504352u /* "QPCR" */
+#define CREDENTIALS_PASSWORD_MAX 512	     /* octets without the NUL */
 
 /*
  * What a worker writes, in one write, into the pipe whose read end it sends with AUTH_REQUEST. It
@@ -186,7 +188,8 @@ struct message_verdict {
 	uint32_t verdict; /* enum verdict */
 	uint32_t uid;	  /* of the accepted user; the monitor checks block-uid again */
 	uint32_t gid;
-	uint32_t virtual_user; /* 1: the monitor takes uid, gid and maildrop from its own passwd-file */
+	uint32_t
+	    virtual_user; /* 1: the monitor takes uid, gid and maildrop from its own passwd-file */
 	uint32_t reserved;
 	char user[MESSAGE_NAME_MAX + 1]; /* canonical name */
 	char reason[127];		 /* for the log, never for the client; printable */
@@ -205,9 +208,9 @@ enum login_status {
 
 /*
  * AGENT_OPENED (agent to monitor) and LOGIN_RESULT (monitor to worker). Descriptors in order, each
- * only if its flag is set: spool (O_RDONLY), session lock (AGENT_OPENED: only where the agent took it
- * itself, in a directory that is not the shared one), table memfd. The
- * tail holds the table's messages when there is no memfd; the memfd holds messages, then strings.
+ * only if its flag is set: spool (O_RDONLY), session lock (AGENT_OPENED: only where the agent took
+ * it itself, in a directory that is not the shared one), table memfd. The tail holds the table's
+ * messages when there is no memfd; the memfd holds messages, then strings.
  */
 enum login_result_flags {
 	LOGIN_HAS_SPOOL = 1,
@@ -218,7 +221,7 @@ enum login_result_flags {
 
 struct message_login_result {
 	uint64_t session;
-	uint32_t status;     /* enum login_status */
+	uint32_t status; /* enum login_status */
 	uint32_t flags;
 	uint32_t filesystem; /* enum spool_filesystem */
 	uint32_t count;	     /* messages */
@@ -232,9 +235,10 @@ struct message_login_result {
 };
 
 /*
- * UPDATE: descriptors in order: session lock; memfd, only when the records do not fit into the tail.
- * Tail or sealed memfd hold one struct mbox_message for each deleted message, then strings. The
- * agent finds them again by their unique-ids in the spool as it then is, never by position alone.
+ * UPDATE: descriptors in order: session lock; memfd, only when the records do not fit into the
+ * tail. Tail or sealed memfd hold one struct mbox_message for each deleted message, then strings.
+ * The agent finds them again by their unique-ids in the spool as it then is, never by position
+ * alone.
  */
 struct message_update {
 	uint64_t session;
@@ -280,14 +284,14 @@ struct message_agent_locked {
 /* ---- signing ---- */
 
 enum sign_kind {
-	SIGN_DIGEST = 1,     /* tail is a digest; RSA PKCS#1, RSA-PSS or ECDSA over it */
-	SIGN_MESSAGE = 2,    /* tail is the message itself (Ed25519, Ed448) */
+	SIGN_DIGEST = 1,  /* tail is a digest; RSA PKCS#1, RSA-PSS or ECDSA over it */
+	SIGN_MESSAGE = 2, /* tail is the message itself (Ed25519, Ed448) */
 };
 
 struct message_sign {
 	uint32_t request; /* echoed */
 	uint16_t kind;
-	uint16_t padding;    /* OpenSSL RSA_*_PADDING, 0 for other keys */
+	uint16_t padding;     /* OpenSSL RSA_*_PADDING, 0 for other keys */
 	char digest_name[24]; /* OpenSSL name, "" for SIGN_MESSAGE; NUL-terminated */
 	char mgf1_name[24];
 	int32_t salt_length; /* RSA-PSS, bytes; -1: as long as the digest; 0 without PSS */
@@ -357,8 +361,8 @@ int message_receive(int channel, enum role sender, enum role receiver, struct me
  * Check header, sizes and every field of a message by its type. Pure; used by message_receive.
  * What a tail or memfd of table entries says is the receiver's to check: its size is right.
  */
-int message_check(const struct message *message, enum role sender, enum role receiver,
-    struct error *error);
+int message_check(
+    const struct message *message, enum role sender, enum role receiver, struct error *error);
 
 /* Move descriptor i out of the message. */
 int message_take_fd(struct message *message, unsigned i);

@@ -369,12 +369,12 @@ static field_rule *const field_rules[] = {
 
 #define X(name, number, senders, receivers, payload, tail, min_fds, max_fds) +1
 _Static_assert(sizeof field_rules / sizeof field_rules[0] == 1 MESSAGE_TABLE(X),
-	       "every row has a rule; numbers are used without gaps");
+    "every row has a rule; numbers are used without gaps");
 #undef X
 
 static const char *
-check_row(const struct message *message, const struct message_row *row,
-	  const struct parties *parties)
+check_row(
+    const struct message *message, const struct message_row *row, const struct parties *parties)
 {
 	if (!(row->senders & parties->sender))
 		return "not the sender's to send";
@@ -392,16 +392,16 @@ check_row(const struct message *message, const struct message_row *row,
 }
 
 int
-message_check(const struct message *message, enum role sender, enum role receiver,
-	      struct error *error)
+message_check(
+    const struct message *message, enum role sender, enum role receiver, struct error *error)
 {
 	const struct parties parties = { sender, receiver };
 	const struct message_row *row = message_row(message->header.type);
 	const char *broken;
 
 	if (!row)
-		return error_set(error, ERROR_FORMAT, "message of unknown type %u",
-				 message->header.type);
+		return error_set(
+		    error, ERROR_FORMAT, "message of unknown type %u", message->header.type);
 	broken = check_row(message, row, &parties);
 	if (!broken)
 		broken = field_rules[message->header.type](message, &parties);

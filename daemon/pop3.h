@@ -137,7 +137,7 @@ struct pop3_session {
  * with POP3_WANT_CLOSE.
  */
 void pop3_start(struct pop3_session *session, const struct pop3_host *host, bool tls,
-		const uint8_t stamp_random[16], struct buffer *out);
+    const uint8_t stamp_random[16], struct buffer *out);
 
 /* Wipe and free what the session owns, and the name. */
 void pop3_end(struct pop3_session *session);
@@ -148,7 +148,7 @@ void pop3_end(struct pop3_session *session);
  * is taken. The engine wipes its own copies of passwords; bytes are the host's to wipe.
  */
 enum pop3_want pop3_feed(struct pop3_session *session, const char *bytes, size_t size,
-			 size_t *used_out, struct buffer *out);
+    size_t *used_out, struct buffer *out);
 
 /* After POP3_WANT_FLUSH, out being sent: go on with the listing, if one runs, or with input. */
 enum pop3_want pop3_continue(struct pop3_session *session, struct buffer *out);
@@ -162,8 +162,7 @@ enum pop3_want pop3_tls_started(struct pop3_session *session);
  * is wiped and freed.
  */
 enum pop3_want pop3_login_result(struct pop3_session *session, enum pop3_login_status status,
-				 const struct mbox_table *table, const char *user,
-				 struct buffer *out);
+    const struct mbox_table *table, const char *user, struct buffer *out);
 
 /*
  * After POP3_WANT_MESSAGE: with ready the "+OK" line is put out and the want becomes

@@ -40,11 +40,11 @@ refuse_clear_text(const struct pop3_session *session, struct buffer *out)
 {
 	switch (session->host->settings->clear_text_password) {
 	case CLEAR_TEXT_TLS:
-		return pop3_reply_error(session, out,
-					"[AUTH] You must use TLS before you send a password.");
+		return pop3_reply_error(
+		    session, out, "[AUTH] You must use TLS before you send a password.");
 	case CLEAR_TEXT_LOCAL:
-		return pop3_reply_error(session, out,
-					"[AUTH] Passwords are accepted from local clients only.");
+		return pop3_reply_error(
+		    session, out, "[AUTH] Passwords are accepted from local clients only.");
 	default:
 		return pop3_reply_error(session, out, "[AUTH] Passwords are not accepted here.");
 	}
@@ -57,8 +57,8 @@ refuse_clear_text(const struct pop3_session *session, struct buffer *out)
  * first POP3_USER_MAX octets; false if that is not the name or no account can have it.
  */
 static bool
-process_name(const struct settings *settings, const char *name, size_t length,
-	     char out[POP3_USER_MAX + 1])
+process_name(
+    const struct settings *settings, const char *name, size_t length, char out[POP3_USER_MAX + 1])
 {
 	const char *at = settings->trim_domain ? memchr(name, '@', length) : NULL;
 	size_t kept, i;
@@ -110,24 +110,23 @@ set_password(struct pop3_login *login, const char *password, size_t length)
 /* ---- USER and PASS ---- */
 
 enum pop3_want
-pop3_command_user(struct pop3_session *session, const struct pop3_arguments *arguments,
-		  struct buffer *out)
+pop3_command_user(
+    struct pop3_session *session, const struct pop3_arguments *arguments, struct buffer *out)
 {
 	char name[POP3_ESCAPED_SIZE(POP3_USER_MAX)];
 
 	if (!pop3_clear_text_usable(session))
 		return refuse_clear_text(session, out);
-	session->user_invalid = !process_name(session->host->settings, arguments->word[0],
-					      arguments->length[0], session->user);
+	session->user_invalid = !process_name(
+	    session->host->settings, arguments->word[0], arguments->length[0], session->user);
 	session->state = POP3_AUTHORIZATION_USER;
-	return pop3_reply_ok(
-	    out, "Password required for %s.",
+	return pop3_reply_ok(out, "Password required for %s.",
 	    pop3_escape(arguments->word[0], arguments->length[0], POP3_USER_MAX, name));
 }
 
 enum pop3_want
-pop3_command_pass(struct pop3_session *session, const struct pop3_arguments *arguments,
-		  struct buffer *out)
+pop3_command_pass(
+    struct pop3_session *session, const struct pop3_arguments *arguments, struct buffer *out)
 {
 	struct pop3_login *login = login_start(session, "USER/PASS", out);
 
@@ -213,8 +212,8 @@ plain_text_safe(const char *text, size_t length)
  * the authcid. false: refuse; login->user then holds what was found of the name.
  */
 static bool
-parse_plain(const struct settings *settings, const char *message, size_t length,
-	    struct pop3_login *login)
+parse_plain(
+    const struct settings *settings, const char *message, size_t length, struct pop3_login *login)
 {
 	const char *end = message + length;
 	const char *name = memchr(message, '\0', length);
@@ -240,8 +239,8 @@ parse_plain(const struct settings *settings, const char *message, size_t length,
 
 /* The response to AUTH PLAIN in base64. */
 static enum pop3_want
-plain_response(struct pop3_session *session, const char *response, size_t length,
-	       struct buffer *out)
+plain_response(
+    struct pop3_session *session, const char *response, size_t length, struct buffer *out)
 {
 	struct pop3_login *login = login_start(session, "PLAIN", out);
 	char message[DECODED_MAX];
@@ -269,14 +268,13 @@ list_mechanisms(const struct pop3_session *session, struct buffer *out)
 {
 	pop3_reply_ok(out, "list of SASL mechanisms follows");
 	buffer_append_format(out, "%s\r\n.\r\n",
-			     pop3_clear_text_usable(session) ? "PLAIN"
-							     : "X-NONE-SO-USE-APOP-OR-STLS");
+	    pop3_clear_text_usable(session) ? "PLAIN" : "X-NONE-SO-USE-APOP-OR-STLS");
 	return POP3_WANT_INPUT;
 }
 
 enum pop3_want
-pop3_command_auth(struct pop3_session *session, const struct pop3_arguments *arguments,
-		  struct buffer *out)
+pop3_command_auth(
+    struct pop3_session *session, const struct pop3_arguments *arguments, struct buffer *out)
 {
 	char name[POP3_ESCAPED_SIZE(POP3_NAME_ECHO_MAX)];
 
@@ -284,8 +282,8 @@ pop3_command_auth(struct pop3_session *session, const struct pop3_arguments *arg
 		return list_mechanisms(session, out);
 	if (!pop3_word_equal(arguments->word[0], arguments->length[0], "PLAIN"))
 		return pop3_reply_error(session, out, "Unknown authentication mechanism \"%s\".",
-					pop3_escape(arguments->word[0], arguments->length[0],
-						    POP3_NAME_ECHO_MAX, name));
+		    pop3_escape(
+			arguments->word[0], arguments->length[0], POP3_NAME_ECHO_MAX, name));
 	if (!pop3_clear_text_usable(session))
 		return refuse_clear_text(session, out);
 	if (arguments->count == 1) {
@@ -302,7 +300,7 @@ pop3_command_auth(struct pop3_session *session, const struct pop3_arguments *arg
 
 static enum pop3_want
 logged_in(struct pop3_session *session, const struct mbox_table *table, const char *user,
-	  struct buffer *out)
+    struct buffer *out)
 {
 	char name[POP3_ESCAPED_SIZE(POP3_USER_MAX)];
 	size_t length = strnlen(user, POP3_USER_MAX);
@@ -314,8 +312,8 @@ logged_in(struct pop3_session *session, const struct mbox_table *table, const ch
 	free(session->timestamp);
 	session->timestamp = NULL;
 	return pop3_reply_ok(out, "%s has %u visible message%s (0 hidden) in %llu octets.",
-			     pop3_escape(user, length, POP3_USER_MAX, name), table->count,
-			     table->count == 1 ? "" : "s", (unsigned long long)table->total_octets);
+	    pop3_escape(user, length, POP3_USER_MAX, name), table->count,
+	    table->count == 1 ? "" : "s", (unsigned long long)table->total_octets);
 }
 
 static enum pop3_want
@@ -334,18 +332,16 @@ login_failed(struct pop3_session *session, enum pop3_login_status status, struct
 {
 	switch (status) {
 	case POP3_LOGIN_IN_USE:
-		pop3_reply_error(
-		    session, out,
+		pop3_reply_error(session, out,
 		    "[IN-USE] The maildrop is in use by another session; try again later.");
 		break;
 	case POP3_LOGIN_PERMANENT:
-		pop3_reply_error(
-		    session, out,
+		pop3_reply_error(session, out,
 		    "[SYS/PERM] The maildrop cannot be opened; contact your administrator.");
 		break;
 	default:
-		pop3_reply_error(session, out,
-				 "[SYS/TEMP] The login cannot be completed now; try again later.");
+		pop3_reply_error(
+		    session, out, "[SYS/TEMP] The login cannot be completed now; try again later.");
 		break;
 	}
 	return POP3_WANT_CLOSE;
@@ -353,7 +349,7 @@ login_failed(struct pop3_session *session, enum pop3_login_status status, struct
 
 enum pop3_want
 pop3_login_result(struct pop3_session *session, enum pop3_login_status status,
-		  const struct mbox_table *table, const char *user, struct buffer *out)
+    const struct mbox_table *table, const char *user, struct buffer *out)
 {
 	enum pop3_want want;
 
@@ -370,8 +366,8 @@ pop3_login_result(struct pop3_session *session, enum pop3_login_status status,
 /* ---- STLS and QUIT ---- */
 
 enum pop3_want
-pop3_command_stls(struct pop3_session *session, const struct pop3_arguments *arguments,
-		  struct buffer *out)
+pop3_command_stls(
+    struct pop3_session *session, const struct pop3_arguments *arguments, struct buffer *out)
 {
 	(void)arguments;
 	if (session->tls)
@@ -394,8 +390,8 @@ pop3_tls_started(struct pop3_session *session)
 }
 
 enum pop3_want
-pop3_command_quit_early(struct pop3_session *session, const struct pop3_arguments *arguments,
-			struct buffer *out)
+pop3_command_quit_early(
+    struct pop3_session *session, const struct pop3_arguments *arguments, struct buffer *out)
 {
 	(void)arguments;
 	if (session->state == POP3_AUTHORIZATION_USER)

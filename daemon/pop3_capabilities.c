@@ -67,8 +67,8 @@ static const struct capability capabilities[] = {
 };
 
 enum pop3_want
-pop3_command_capa(struct pop3_session *session, const struct pop3_arguments *arguments,
-		  struct buffer *out)
+pop3_command_capa(
+    struct pop3_session *session, const struct pop3_arguments *arguments, struct buffer *out)
 {
 	size_t i;
 

@@ -106,7 +106,7 @@ find_command(const struct command_line *parts, unsigned states)
  */
 static void
 note_command(const struct pop3_session *session, const char *line, size_t length,
-	     const struct command_line *parts)
+    const struct command_line *parts)
 {
 	const struct pop3_command *command = find_command(parts, IN_ANY);
 	char text[POP3_WORD_ECHO_MAX + sizeof(MASKED)];
@@ -155,7 +155,7 @@ unknown_command(struct pop3_session *session, const struct command_line *parts, 
 	char word[POP3_ESCAPED_SIZE(POP3_WORD_ECHO_MAX)];
 
 	pop3_reply_error(session, out, "Unknown command: \"%s\".",
-			 pop3_escape(parts->word, parts->word_length, POP3_WORD_ECHO_MAX, word));
+	    pop3_escape(parts->word, parts->word_length, POP3_WORD_ECHO_MAX, word));
 	return count_unknown(session);
 }
 
@@ -183,10 +183,10 @@ pop3_command_line(struct pop3_session *session, const char *line, size_t length,
 	if (command == NULL)
 		return unknown_command(session, &parts, out);
 	if (too_few(command, &parts.arguments))
-		return pop3_reply_error(session, out, "Too few arguments for the %s command.",
-					command->word);
+		return pop3_reply_error(
+		    session, out, "Too few arguments for the %s command.", command->word);
 	if (parts.arguments.count > command->maximum)
-		return pop3_reply_error(session, out, "Too many arguments for the %s command.",
-					command->word);
+		return pop3_reply_error(
+		    session, out, "Too many arguments for the %s command.", command->word);
 	return command->handler(session, &parts.arguments, out);
 }

@@ -33,8 +33,8 @@ struct pop3_command {
 	unsigned states;	   /* bits: 1 << enum pop3_state */
 	unsigned minimum, maximum; /* arguments; maximum may be POP3_REST_OF_LINE */
 	bool secret;		   /* arguments never reach a log */
-	enum pop3_want (*handler)(struct pop3_session *, const struct pop3_arguments *,
-				  struct buffer *out);
+	enum pop3_want (*handler)(
+	    struct pop3_session *, const struct pop3_arguments *, struct buffer *out);
 };
 
 enum pop3_listing {
@@ -51,17 +51,17 @@ enum pop3_want pop3_reply_ok(struct buffer *out, const char *format, ...)
 
 /* "-ERR " and the text, cut and noted. Returns POP3_WANT_INPUT. */
 enum pop3_want pop3_reply_error(const struct pop3_session *session, struct buffer *out,
-				const char *format, ...) __attribute__((format(printf, 3, 4)));
+    const char *format, ...) __attribute__((format(printf, 3, 4)));
 
-void pop3_note(const struct pop3_session *session, enum pop3_note note, const char *text,
-	       size_t size);
+void pop3_note(
+    const struct pop3_session *session, enum pop3_note note, const char *text, size_t size);
 
 /*
  * The one place where a want takes effect: an overflown out turns it into POP3_WANT_CLOSE, a full
  * one POP3_WANT_INPUT into POP3_WANT_FLUSH.
  */
-enum pop3_want pop3_settle(struct pop3_session *session, enum pop3_want want,
-			   const struct buffer *out);
+enum pop3_want pop3_settle(
+    struct pop3_session *session, enum pop3_want want, const struct buffer *out);
 
 /* The farewell; returns POP3_WANT_CLOSE. */
 enum pop3_want pop3_sign_off(const struct pop3_session *session, struct buffer *out);
@@ -74,14 +74,14 @@ enum pop3_want pop3_sign_off(const struct pop3_session *session, struct buffer *
 const char *pop3_escape(const char *text, size_t length, size_t maximum, char *out);
 
 /* "<digits.digits@server_name>" (RFC 1939 section 7, APOP) from 16 random bytes. */
-void pop3_timestamp(const uint8_t random[16], const char *server_name,
-		    char out[POP3_TIMESTAMP_MAX]);
+void pop3_timestamp(
+    const uint8_t random[16], const char *server_name, char out[POP3_TIMESTAMP_MAX]);
 
 /* ---- pop3_command.c ---- */
 
 /* Execute a command line without its line end. */
-enum pop3_want pop3_command_line(struct pop3_session *session, const char *line, size_t length,
-				 struct buffer *out);
+enum pop3_want pop3_command_line(
+    struct pop3_session *session, const char *line, size_t length, struct buffer *out);
 
 /* What separates words. */
 static inline bool
@@ -99,8 +99,8 @@ bool pop3_word_equal(const char *text, size_t length, const char *word);
 bool pop3_clear_text_usable(const struct pop3_session *session);
 
 /* The response line of AUTH PLAIN, without its line end. */
-enum pop3_want pop3_sasl_line(struct pop3_session *session, const char *line, size_t length,
-			      struct buffer *out);
+enum pop3_want pop3_sasl_line(
+    struct pop3_session *session, const char *line, size_t length, struct buffer *out);
 
 /* Wipe and free session->login. */
 void pop3_login_forget(struct pop3_session *session);
@@ -116,8 +116,7 @@ uint64_t pop3_visible_octets(const struct pop3_session *session);
  * or it is marked deleted, and the -ERR is in out.
  */
 bool pop3_message_argument(const struct pop3_session *session,
-			   const struct pop3_arguments *arguments, uint32_t *message_out,
-			   struct buffer *out);
+    const struct pop3_arguments *arguments, uint32_t *message_out, struct buffer *out);
 
 /* ---- pop3_listing.c ---- */
 
@@ -128,7 +127,7 @@ enum pop3_want pop3_listing_portion(struct pop3_session *session, struct buffer 
 
 #define POP3_HANDLER(name)                                                                         \
 	enum pop3_want name(struct pop3_session *session, const struct pop3_arguments *arguments,  \
-			    struct buffer *out)
+	    struct buffer *out)
 
 POP3_HANDLER(pop3_command_user); /* pop3_authorization.c */
 POP3_HANDLER(pop3_command_pass);

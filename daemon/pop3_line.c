@@ -124,8 +124,8 @@ finish_pieces(struct pop3_session *session, struct buffer *out)
 
 /* A piece of a line that is not whole in the input. */
 static enum pop3_want
-take_piece(struct pop3_session *session, const char *bytes, size_t size, bool last,
-	   struct buffer *out)
+take_piece(
+    struct pop3_session *session, const char *bytes, size_t size, bool last, struct buffer *out)
 {
 	if (session->discarding > 0) {
 		session->discarding += size;
@@ -155,7 +155,7 @@ take(struct pop3_session *session, const char *bytes, size_t size, struct buffer
 
 enum pop3_want
 pop3_feed(struct pop3_session *session, const char *bytes, size_t size, size_t *used_out,
-	  struct buffer *out)
+    struct buffer *out)
 {
 	size_t used = 0;
 

@@ -13,14 +13,14 @@
 /* "n size" or "n unique-id", exactly one blank, after prefix. */
 static void
 append_line(const struct pop3_session *session, enum pop3_listing listing, const char *prefix,
-	    uint32_t message, struct buffer *out)
+    uint32_t message, struct buffer *out)
 {
 	const struct mbox_message *entry = &session->table->messages[message];
 	char unique_id[UIDL_MAX_LENGTH + 1];
 
 	if (listing == POP3_LISTING_SIZES) {
-		buffer_append_format(out, "%s%" PRIu32 " %" PRIu64 "\r\n", prefix, message + 1,
-				     entry->octets);
+		buffer_append_format(
+		    out, "%s%" PRIu32 " %" PRIu64 "\r\n", prefix, message + 1, entry->octets);
 		return;
 	}
 	uidl_format(session->table, entry, unique_id);
@@ -56,7 +56,7 @@ list_all(struct pop3_session *session, enum pop3_listing listing, struct buffer 
 
 static enum pop3_want
 list_one(const struct pop3_session *session, enum pop3_listing listing,
-	 const struct pop3_arguments *arguments, struct buffer *out)
+    const struct pop3_arguments *arguments, struct buffer *out)
 {
 	uint32_t message;
 
@@ -66,19 +66,19 @@ list_one(const struct pop3_session *session, enum pop3_listing listing,
 }
 
 enum pop3_want
-pop3_command_list(struct pop3_session *session, const struct pop3_arguments *arguments,
-		  struct buffer *out)
+pop3_command_list(
+    struct pop3_session *session, const struct pop3_arguments *arguments, struct buffer *out)
 {
 	if (arguments->count > 0)
 		return list_one(session, POP3_LISTING_SIZES, arguments, out);
 	pop3_reply_ok(out, "%" PRIu32 " visible messages (%" PRIu64 " octets)",
-		      pop3_visible_count(session), pop3_visible_octets(session));
+	    pop3_visible_count(session), pop3_visible_octets(session));
 	return list_all(session, POP3_LISTING_SIZES, out);
 }
 
 enum pop3_want
-pop3_command_uidl(struct pop3_session *session, const struct pop3_arguments *arguments,
-		  struct buffer *out)
+pop3_command_uidl(
+    struct pop3_session *session, const struct pop3_arguments *arguments, struct buffer *out)
 {
 	if (arguments->count > 0)
 		return list_one(session, POP3_LISTING_UNIQUE_IDS, arguments, out);

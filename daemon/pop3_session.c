@@ -114,7 +114,7 @@ pop3_timestamp(const uint8_t random[16], const char *server_name, char out[POP3_
 	for (i = 0; i < 16; i++)
 		half[i / 8] = half[i / 8] << 8 | random[i];
 	snprintf(out, POP3_TIMESTAMP_MAX, "<%llu.%llu@%.*s>", (unsigned long long)half[0],
-		 (unsigned long long)half[1], SERVER_NAME_MAX, server_name);
+	    (unsigned long long)half[1], SERVER_NAME_MAX, server_name);
 }
 
 /* The greeting: angle brackets only where APOP works, clients take them for its timestamp. */
@@ -130,15 +130,15 @@ greet(const struct pop3_session *session, struct buffer *out)
 		pop3_reply_ok(out, "ready");
 	else if (timestamp != NULL)
 		pop3_reply_ok(out, "Qpopper (version %s) at %.*s starting.  %s", PACKAGE_VERSION,
-			      SERVER_NAME_SHORT_MAX, name, timestamp);
+		    SERVER_NAME_SHORT_MAX, name, timestamp);
 	else
 		pop3_reply_ok(out, "Qpopper (version %s) at %.*s starting. ", PACKAGE_VERSION,
-			      SERVER_NAME_MAX, name);
+		    SERVER_NAME_MAX, name);
 }
 
 void
 pop3_start(struct pop3_session *session, const struct pop3_host *host, bool tls,
-	   const uint8_t stamp_random[16], struct buffer *out)
+    const uint8_t stamp_random[16], struct buffer *out)
 {
 	enum pop3_want want = POP3_WANT_INPUT;
 
@@ -163,8 +163,8 @@ pop3_start(struct pop3_session *session, const struct pop3_host *host, bool tls,
 enum pop3_want
 pop3_sign_off(const struct pop3_session *session, struct buffer *out)
 {
-	pop3_reply_ok(out, "Pop server at %.*s signing off.", SERVER_NAME_MAX,
-		      session->host->server_name);
+	pop3_reply_ok(
+	    out, "Pop server at %.*s signing off.", SERVER_NAME_MAX, session->host->server_name);
 	return POP3_WANT_CLOSE;
 }
 

@@ -54,21 +54,20 @@ parse_number(const char *text, size_t length, uint64_t *number_out)
 /* Argument i as a number; false with the -ERR in out if it is none. */
 static bool
 number_argument(const struct pop3_session *session, const struct pop3_arguments *arguments,
-		unsigned i, uint64_t *number_out, struct buffer *out)
+    unsigned i, uint64_t *number_out, struct buffer *out)
 {
 	char text[POP3_ESCAPED_SIZE(POP3_WORD_ECHO_MAX)];
 
 	if (parse_number(arguments->word[i], arguments->length[i], number_out))
 		return true;
-	pop3_reply_error(
-	    session, out, "Number expected, not \"%s\".",
+	pop3_reply_error(session, out, "Number expected, not \"%s\".",
 	    pop3_escape(arguments->word[i], arguments->length[i], POP3_WORD_ECHO_MAX, text));
 	return false;
 }
 
 bool
 pop3_message_argument(const struct pop3_session *session, const struct pop3_arguments *arguments,
-		      uint32_t *message_out, struct buffer *out)
+    uint32_t *message_out, struct buffer *out)
 {
 	char text[POP3_ESCAPED_SIZE(POP3_WORD_ECHO_MAX)];
 	uint64_t number;
@@ -77,8 +76,8 @@ pop3_message_argument(const struct pop3_session *session, const struct pop3_argu
 		return false;
 	if (number == 0 || number > session->table->count) {
 		pop3_reply_error(session, out, "Message %s does not exist.",
-				 pop3_escape(arguments->word[0], arguments->length[0],
-					     POP3_WORD_ECHO_MAX, text));
+		    pop3_escape(
+			arguments->word[0], arguments->length[0], POP3_WORD_ECHO_MAX, text));
 		return false;
 	}
 	*message_out = (uint32_t)(number - 1);
@@ -90,17 +89,17 @@ pop3_message_argument(const struct pop3_session *session, const struct pop3_argu
 }
 
 enum pop3_want
-pop3_command_stat(struct pop3_session *session, const struct pop3_arguments *arguments,
-		  struct buffer *out)
+pop3_command_stat(
+    struct pop3_session *session, const struct pop3_arguments *arguments, struct buffer *out)
 {
 	(void)arguments;
-	return pop3_reply_ok(out, "%" PRIu32 " %" PRIu64, pop3_visible_count(session),
-			     pop3_visible_octets(session));
+	return pop3_reply_ok(
+	    out, "%" PRIu32 " %" PRIu64, pop3_visible_count(session), pop3_visible_octets(session));
 }
 
 enum pop3_want
-pop3_command_noop(struct pop3_session *session, const struct pop3_arguments *arguments,
-		  struct buffer *out)
+pop3_command_noop(
+    struct pop3_session *session, const struct pop3_arguments *arguments, struct buffer *out)
 {
 	(void)session;
 	(void)arguments;
@@ -108,8 +107,8 @@ pop3_command_noop(struct pop3_session *session, const struct pop3_arguments *arg
 }
 
 enum pop3_want
-pop3_command_last(struct pop3_session *session, const struct pop3_arguments *arguments,
-		  struct buffer *out)
+pop3_command_last(
+    struct pop3_session *session, const struct pop3_arguments *arguments, struct buffer *out)
 {
 	(void)arguments;
 	return pop3_reply_ok(out, "%" PRIu32, session->last);
@@ -118,8 +117,8 @@ pop3_command_last(struct pop3_session *session, const struct pop3_arguments *arg
 /* ---- RETR and TOP ---- */
 
 enum pop3_want
-pop3_command_retr(struct pop3_session *session, const struct pop3_arguments *arguments,
-		  struct buffer *out)
+pop3_command_retr(
+    struct pop3_session *session, const struct pop3_arguments *arguments, struct buffer *out)
 {
 	if (!pop3_message_argument(session, arguments, &session->message, out))
 		return POP3_WANT_INPUT;
@@ -128,8 +127,8 @@ pop3_command_retr(struct pop3_session *session, const struct pop3_arguments *arg
 }
 
 enum pop3_want
-pop3_command_top(struct pop3_session *session, const struct pop3_arguments *arguments,
-		 struct buffer *out)
+pop3_command_top(
+    struct pop3_session *session, const struct pop3_arguments *arguments, struct buffer *out)
 {
 	uint64_t lines;
 
@@ -147,14 +146,13 @@ pop3_message_ready(struct pop3_session *session, bool ready, struct buffer *out)
 	uint32_t number = session->message + 1;
 
 	if (!ready) {
-		pop3_reply_error(
-		    session, out,
+		pop3_reply_error(session, out,
 		    "[SYS/TEMP] Message %" PRIu32 " cannot be read now; try again later.", number);
 		return pop3_settle(session, POP3_WANT_INPUT, out);
 	}
 	if (session->body_lines == MBOX_ENCODE_ALL)
-		pop3_reply_ok(out, "%" PRIu64 " octets",
-			      session->table->messages[session->message].octets);
+		pop3_reply_ok(
+		    out, "%" PRIu64 " octets", session->table->messages[session->message].octets);
 	else
 		pop3_reply_ok(out, "Top of message %" PRIu32 " follows.", number);
 	return pop3_settle(session, POP3_WANT_BODY, out);
@@ -194,23 +192,23 @@ mark_deleted(struct pop3_session *session, uint32_t message)
 }
 
 enum pop3_want
-pop3_command_dele(struct pop3_session *session, const struct pop3_arguments *arguments,
-		  struct buffer *out)
+pop3_command_dele(
+    struct pop3_session *session, const struct pop3_arguments *arguments, struct buffer *out)
 {
 	uint32_t message;
 
 	if (!pop3_message_argument(session, arguments, &message, out))
 		return POP3_WANT_INPUT;
 	if (!mark_deleted(session, message))
-		return pop3_reply_error(session, out,
-					"[SYS/TEMP] Out of memory; the message is not deleted.");
-	return pop3_reply_ok(out, "Message %" PRIu32 " has been deleted; QUIT makes it final.",
-			     message + 1);
+		return pop3_reply_error(
+		    session, out, "[SYS/TEMP] Out of memory; the message is not deleted.");
+	return pop3_reply_ok(
+	    out, "Message %" PRIu32 " has been deleted; QUIT makes it final.", message + 1);
 }
 
 enum pop3_want
-pop3_command_rset(struct pop3_session *session, const struct pop3_arguments *arguments,
-		  struct buffer *out)
+pop3_command_rset(
+    struct pop3_session *session, const struct pop3_arguments *arguments, struct buffer *out)
 {
 	(void)arguments;
 	free(session->deleted);
@@ -219,12 +217,12 @@ pop3_command_rset(struct pop3_session *session, const struct pop3_arguments *arg
 	session->deleted_octets = 0;
 	session->last = 0;
 	return pop3_reply_ok(out, "maildrop has %" PRIu32 " messages (%" PRIu64 " octets)",
-			     pop3_visible_count(session), pop3_visible_octets(session));
+	    pop3_visible_count(session), pop3_visible_octets(session));
 }
 
 enum pop3_want
-pop3_command_quit(struct pop3_session *session, const struct pop3_arguments *arguments,
-		  struct buffer *out)
+pop3_command_quit(
+    struct pop3_session *session, const struct pop3_arguments *arguments, struct buffer *out)
 {
 	(void)arguments;
 	if (session->deleted_count == 0)
@@ -239,7 +237,7 @@ pop3_update_result(struct pop3_session *session, bool done, struct buffer *out)
 	if (done)
 		pop3_sign_off(session, out);
 	else
-		pop3_reply_error(session, out,
-				 "[SYS/TEMP] The deletions were not applied; try again later.");
+		pop3_reply_error(
+		    session, out, "[SYS/TEMP] The deletions were not applied; try again later.");
 	return pop3_settle(session, POP3_WANT_CLOSE, out);
 }

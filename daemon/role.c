@@ -34,8 +34,7 @@ check_descriptors(const char *name, int last_fd, struct error *error)
 {
 	if (!is_socket(ROLE_FD_MASTER, SOCK_SEQPACKET) || !is_socket(ROLE_FD_LOG, SOCK_SEQPACKET))
 		return error_set(error, ERROR_DENIED,
-				 "%s is a part of the service and started by popper, not by hand",
-				 name);
+		    "%s is a part of the service and started by popper, not by hand", name);
 	for (int fd = ROLE_FD_MASTER; fd <= last_fd; fd++)
 		if (fcntl(fd, F_SETFD, FD_CLOEXEC) < 0)
 			return error_set_errno(error, errno, "descriptor %d", fd);

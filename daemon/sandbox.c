@@ -93,12 +93,12 @@ sandbox_find_user(const char *name, struct sandbox_identity *identity_out, struc
 		return error_set_errno(error, errno, "cannot look up system user %s", name);
 	if (user == NULL)
 		return error_set(error, ERROR_DENIED,
-				 "system user %s does not exist; create it with: useradd --system "
-				 "--user-group --no-create-home --shell /usr/sbin/nologin %s",
-				 name, name);
+		    "system user %s does not exist; create it with: useradd --system "
+		    "--user-group --no-create-home --shell /usr/sbin/nologin %s",
+		    name, name);
 	if (user->pw_uid == 0)
-		return error_set(error, ERROR_DENIED,
-				 "system user %s has uid 0; name one without rights", name);
+		return error_set(
+		    error, ERROR_DENIED, "system user %s has uid 0; name one without rights", name);
 	identity_out->uid = user->pw_uid;
 	identity_out->gid = user->pw_gid;
 	return 0;
@@ -109,8 +109,7 @@ empty_bounding_set(struct error *error)
 {
 	for (cap_value_t i = 0; i < (cap_value_t)cap_max_bits(); i++)
 		if (cap_get_bound(i) == CAP_SET && cap_drop_bound(i) != 0)
-			return error_set_errno(
-			    error, errno,
+			return error_set_errno(error, errno,
 			    "cannot empty the capability bounding set (CAP_SETPCAP is needed)");
 	return 0;
 }
@@ -185,8 +184,8 @@ verify_ids(uid_t uid, gid_t gid, struct error *error)
 	for (int i = 0; i < 3; i++)
 		if (uids[i] != uid || gids[i] != gid)
 			return error_set(error, ERROR_INTERNAL,
-					 "ids were changed to %u:%u but do not hold", (unsigned)uid,
-					 (unsigned)gid);
+			    "ids were changed to %u:%u but do not hold", (unsigned)uid,
+			    (unsigned)gid);
 	if (getgroups(0, NULL) != 0)
 		return error_set(error, ERROR_INTERNAL, "supplementary groups are still there");
 	return 0;
@@ -196,8 +195,8 @@ static int
 verify_no_return(gid_t gid, struct error *error)
 {
 	if (setuid(0) == 0 || (gid != 0 && setgid(0) == 0))
-		return error_set(error, ERROR_INTERNAL,
-				 "root could be had back after giving it up");
+		return error_set(
+		    error, ERROR_INTERNAL, "root could be had back after giving it up");
 	return 0;
 }
 
@@ -263,13 +262,13 @@ sandbox_become_agent(uid_t uid, gid_t gid, struct error *error)
 {
 	if (uid == 0 || uid == (uid_t)-1 || gid == (gid_t)-1)
 		return error_set(error, ERROR_DENIED, "refusing to work as uid %u, gid %u",
-				 (unsigned)uid, (unsigned)gid);
+		    (unsigned)uid, (unsigned)gid);
 	if (change_ids(uid, gid, error) != 0 || empty_capability_sets(error) != 0 ||
 	    verify_ids(uid, gid, error) != 0)
 		return -1;
 	if (!own_capabilities_gone())
-		return error_set(error, ERROR_INTERNAL,
-				 "capabilities are still there after giving them up");
+		return error_set(
+		    error, ERROR_INTERNAL, "capabilities are still there after giving them up");
 	return verify_no_return(gid, error);
 }
 
@@ -277,12 +276,11 @@ int
 sandbox_become(uid_t uid, gid_t gid, struct error *error)
 {
 	if (empty_bounding_set(error) != 0 || clear_ambient_set(error) != 0 ||
-	    sandbox_become_agent(uid, gid, error) != 0 ||
-	    forbid_new_privileges(error) != 0)
+	    sandbox_become_agent(uid, gid, error) != 0 || forbid_new_privileges(error) != 0)
 		return -1;
 	if (!capabilities_gone(true))
-		return error_set(error, ERROR_INTERNAL,
-				 "capabilities are still there after giving them up");
+		return error_set(
+		    error, ERROR_INTERNAL, "capabilities are still there after giving them up");
 	return 0;
 }
 
@@ -315,8 +313,7 @@ check_empty_root(int directory, const char *path, struct error *error)
 	if (fstat(directory, &status) != 0)
 		return error_set_errno(error, errno, "cannot examine %s", path);
 	if (status.st_uid != 0 || (status.st_mode & (S_IWGRP | S_IWOTH)) != 0)
-		return error_set(
-		    error, ERROR_DENIED,
+		return error_set(error, ERROR_DENIED,
 		    "%s must belong to root and be writable by nobody else: chown root:root and "
 		    "chmod 755 it",
 		    path);
@@ -344,7 +341,7 @@ out:
 
 static int
 drop_root_and_ids(const struct sandbox_identity *identity, const char *empty_directory,
-		  uint32_t *layers, struct error *error)
+    uint32_t *layers, struct error *error)
 {
 	if (identity == NULL)
 		return error_set(error, ERROR_INTERNAL, "no identity to change to");
@@ -369,8 +366,8 @@ drop_capabilities_only(uint32_t *layers, struct error *error)
 	    forbid_new_privileges(error) != 0)
 		return -1;
 	if (!capabilities_gone(false))
-		return error_set(error, ERROR_INTERNAL,
-				 "capabilities are still there after giving them up");
+		return error_set(
+		    error, ERROR_INTERNAL, "capabilities are still there after giving them up");
 	*layers |= SANDBOX_NO_NEW_PRIVS;
 	if (capabilities_gone(true))
 		*layers |= SANDBOX_CAPABILITIES;
@@ -387,8 +384,7 @@ add_landlock(int readable_directory, bool weak, uint32_t *layers, struct error *
 	if (held)
 		*layers |= SANDBOX_LANDLOCK;
 	if ((*layers & (SANDBOX_LANDLOCK | SANDBOX_CHROOT)) == 0 && !weak)
-		return error_set(
-		    error, ERROR_DENIED,
+		return error_set(error, ERROR_DENIED,
 		    "neither chroot nor Landlock is available: give the service "
 		    "CAP_SYS_CHROOT, or boot with lsm=landlock, or set sandbox = weak");
 	return 0;
@@ -396,7 +392,7 @@ add_landlock(int readable_directory, bool weak, uint32_t *layers, struct error *
 
 int
 sandbox_enter(const struct sandbox_identity *identity, const char *empty_directory,
-	      const char *readable_file, bool weak, uint32_t *layers_out, struct error *error)
+    const char *readable_file, bool weak, uint32_t *layers_out, struct error *error)
 {
 	uint32_t layers = 0;
 	int directory;
@@ -412,7 +408,7 @@ sandbox_enter(const struct sandbox_identity *identity, const char *empty_directo
 	}
 	if (directory >= 0 && fchdir(directory) != 0) {
 		error_set_errno(error, errno, "user %u may not enter the directory of %s",
-				(unsigned)getuid(), readable_file);
+		    (unsigned)getuid(), readable_file);
 		goto out;
 	}
 	if (add_landlock(directory, weak, &layers, error) != 0)
@@ -428,8 +424,8 @@ out:
 char *
 sandbox_layers_text(uint32_t layers, char *out, size_t size)
 {
-	static const char *const names[] = { "ids",	     "chroot",	 "capabilities",
-					     "no-new-privs", "landlock", "seccomp" };
+	static const char *const names[] = { "ids", "chroot", "capabilities", "no-new-privs",
+		"landlock", "seccomp" };
 	size_t length = 0;
 
 	if (size == 0)

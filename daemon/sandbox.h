@@ -17,7 +17,7 @@
 
 /* Which layers hold; or-ed. */
 enum sandbox_layer {
-	SANDBOX_IDS = 1,	  /* runs under an identity of its own */
+	SANDBOX_IDS = 1, /* runs under an identity of its own */
 	SANDBOX_CHROOT = 2,
 	SANDBOX_CAPABILITIES = 4, /* none left, bounding set empty */
 	SANDBOX_NO_NEW_PRIVS = 8,
@@ -26,8 +26,8 @@ enum sandbox_layer {
 };
 
 enum sandbox_filter {
-	SANDBOX_FILTER_WORKER, /* reads, writes, sockets it was given, epoll; no open, connect, exec,
-				  locks, signals to others */
+	SANDBOX_FILTER_WORKER, /* reads, writes, sockets it was given, epoll; no open, connect,
+				  exec, locks, signals to others */
 	SANDBOX_FILTER_SIGNER,
 	SANDBOX_FILTER_VERIFIER, /* may open and read (its files, by Landlock) */
 };
@@ -58,8 +58,8 @@ int sandbox_become(uid_t uid, gid_t gid, struct error *error);
 
 /*
  * For a process that forks agents for others, once: no_new_privs and, when privileged, empty
- * bounding and ambient sets and no capability but those that locks in spool directories and a change
- * of identity need. Its children inherit all of it.
+ * bounding and ambient sets and no capability but those that locks in spool directories and a
+ * change of identity need. Its children inherit all of it.
  */
 int sandbox_prepare_agents(struct error *error);
 

@@ -176,10 +176,22 @@ static const struct filter_rule no_file_rules[] = {
 
 /* Workers: the client's socket, the spool's descriptor, tables and deletions in memfds. */
 static const struct filter_rule worker_rules[] = {
-	ALLOW(pread64),	    ALLOW(preadv),	 ALLOW(preadv2),	  ALLOW(pwrite64),
-	ALLOW(fadvise64),   ALLOW(fadvise64_64), ALLOW(arm_fadvise64_64), ALLOW(shutdown),
-	ALLOW(getsockopt),  ALLOW(setsockopt),	 ALLOW(getsockname),	  ALLOW(getpeername),
-	ALLOW(pipe2),	    ALLOW(eventfd2),	 ALLOW(memfd_create),	  ALLOW(ftruncate),
+	ALLOW(pread64),
+	ALLOW(preadv),
+	ALLOW(preadv2),
+	ALLOW(pwrite64),
+	ALLOW(fadvise64),
+	ALLOW(fadvise64_64),
+	ALLOW(arm_fadvise64_64),
+	ALLOW(shutdown),
+	ALLOW(getsockopt),
+	ALLOW(setsockopt),
+	ALLOW(getsockname),
+	ALLOW(getpeername),
+	ALLOW(pipe2),
+	ALLOW(eventfd2),
+	ALLOW(memfd_create),
+	ALLOW(ftruncate),
 	ALLOW(ftruncate64),
 };
 
@@ -206,7 +218,7 @@ static const struct filter_rule verifier_rules[] = {
 
 static const struct filter_table filter_tables[][TABLES_MAX] = {
 	[SANDBOX_FILTER_WORKER] = { TABLE(common_rules), TABLE(no_file_rules),
-				    TABLE(worker_rules) },
+	    TABLE(worker_rules) },
 	[SANDBOX_FILTER_SIGNER] = { TABLE(common_rules), TABLE(no_file_rules) },
 	[SANDBOX_FILTER_VERIFIER] = { TABLE(common_rules), TABLE(verifier_rules) },
 };
@@ -236,13 +248,13 @@ add_rule(scmp_filter_ctx context, const struct filter_rule *rule)
 		.datum_b = rule->value,
 	};
 
-	return seccomp_rule_add_array(context, rule->action, rule->call, rule->mask == 0 ? 0 : 1,
-				      &condition);
+	return seccomp_rule_add_array(
+	    context, rule->action, rule->call, rule->mask == 0 ? 0 : 1, &condition);
 }
 
 static int
-add_tables(scmp_filter_ctx context, const struct filter_table tables[TABLES_MAX],
-	   struct error *error)
+add_tables(
+    scmp_filter_ctx context, const struct filter_table tables[TABLES_MAX], struct error *error)
 {
 	for (size_t t = 0; t < TABLES_MAX; t++) {
 		for (size_t i = 0; i < tables[t].count; i++) {
@@ -250,8 +262,8 @@ add_tables(scmp_filter_ctx context, const struct filter_table tables[TABLES_MAX]
 
 			if (result != 0)
 				return error_set_errno(error, -result,
-						       "cannot add system call %d to the filter",
-						       tables[t].rules[i].call);
+				    "cannot add system call %d to the filter",
+				    tables[t].rules[i].call);
 		}
 	}
 	return 0;
@@ -276,8 +288,7 @@ set_attributes(scmp_filter_ctx context, struct error *error)
 		enum scmp_filter_attr name;
 		uint32_t value;
 	} attributes[] = {
-		{ SCMP_FLTATR_ACT_BADARCH, SCMP_ACT_KILL_PROCESS },
-		{ SCMP_FLTATR_CTL_TSYNC, 1 },
+		{ SCMP_FLTATR_ACT_BADARCH, SCMP_ACT_KILL_PROCESS }, { SCMP_FLTATR_CTL_TSYNC, 1 },
 		{ SCMP_FLTATR_CTL_OPTIMIZE, 2 }, /* binary search instead of a long chain */
 	};
 
@@ -291,8 +302,8 @@ set_attributes(scmp_filter_ctx context, struct error *error)
 }
 
 static int
-build_and_load(scmp_filter_ctx context, enum sandbox_filter filter, bool *held_out,
-	       struct error *error)
+build_and_load(
+    scmp_filter_ctx context, enum sandbox_filter filter, bool *held_out, struct error *error)
 {
 	if (set_attributes(context, error) != 0 ||
 	    add_tables(context, filter_tables[filter], error) != 0 ||
@@ -317,8 +328,7 @@ sandbox_filter(enum sandbox_filter filter, bool weak, uint32_t *layers, struct e
 	if (result != 0)
 		return -1;
 	if (!held && !weak)
-		return error_set(
-		    error, ERROR_DENIED,
+		return error_set(error, ERROR_DENIED,
 		    "the kernel refuses the seccomp filter: enable seccomp or set sandbox = weak");
 	if (held)
 		*layers |= SANDBOX_SECCOMP;

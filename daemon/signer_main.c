@@ -34,9 +34,9 @@
 #define GO_ON		 (-1)	      /* no exit status */
 #define EVENTS_MAX	 16	      /* taken from the kernel at once */
 
-_Static_assert(MESSAGE_PADDING_PKCS1 == RSA_PKCS1_PADDING &&
-		   MESSAGE_PADDING_PSS == RSA_PKCS1_PSS_PADDING,
-	       "paddings of messages are the library's");
+_Static_assert(
+    MESSAGE_PADDING_PKCS1 == RSA_PKCS1_PADDING && MESSAGE_PADDING_PSS == RSA_PKCS1_PSS_PADDING,
+    "paddings of messages are the library's");
 
 struct signer {
 	EVP_PKEY *key; /* owned */
@@ -54,7 +54,7 @@ struct signer {
 /* Whether this key, used for TLS, would ever be asked for that; and the digest, if there is one. */
 static bool
 request_fits_key(const struct signer *signer, const struct message *request,
-		 const struct tls_digest **digest_out)
+    const struct tls_digest **digest_out)
 {
 	const struct message_sign *sign = &request->payload.sign;
 	const struct tls_digest *digest;
@@ -111,7 +111,7 @@ prepare_form(EVP_PKEY *key, const struct tls_digest *digest, int padding)
 
 static bool
 sign_digest(struct signer *signer, const struct message *request, const struct tls_digest *digest,
-	    unsigned char *out, size_t *size)
+    unsigned char *out, size_t *size)
 {
 	int padding = request->payload.sign.padding;
 	EVP_PKEY_CTX **form = &signer->forms[digest - tls_digests][padding == MESSAGE_PADDING_PSS];
@@ -133,7 +133,7 @@ forget_key(struct signer *signer)
 /* False: the key does not sign that. */
 static bool
 make_signature(struct signer *signer, const struct message *request,
-	       unsigned char out[MESSAGE_SIGNATURE_MAX], size_t *size_out)
+    unsigned char out[MESSAGE_SIGNATURE_MAX], size_t *size_out)
 {
 	const struct tls_digest *digest;
 	bool made = false;
@@ -212,8 +212,8 @@ static void
 end_channel(const struct signer *signer, int channel, const struct error *error)
 {
 	if (error->code != ERROR_CLOSED)
-		log_write(signer->log, LOG_LEVEL_WARNING, "a worker loses its channel: %s",
-			  error->text);
+		log_write(
+		    signer->log, LOG_LEVEL_WARNING, "a worker loses its channel: %s", error->text);
 	close(channel);
 }
 

@@ -43,8 +43,8 @@ int tls_check_files(const struct settings *settings, struct error *error);
  * SSL_MODE_RELEASE_BUFFERS, no renegotiation, no compression, ALPN "pop3" (a client that offers
  * only others is refused, RFC 7301), session tickets.
  */
-int tls_context_new(const struct settings *settings, struct tls_context **context_out,
-		    struct error *error);
+int tls_context_new(
+    const struct settings *settings, struct tls_context **context_out, struct error *error);
 void tls_context_free(struct tls_context *context);
 
 /*
@@ -56,15 +56,15 @@ void tls_set_signer(struct tls_context *context, int channel);
 
 /* A server side over the non-blocking socket fd (borrowed). */
 int tls_connection_new(struct tls_context *context, int fd, struct tls_connection **connection_out,
-		       struct error *error);
+    struct error *error);
 void tls_connection_free(struct tls_connection *connection); /* no I/O; NULL is allowed */
 
 enum tls_result tls_handshake(struct tls_connection *connection, struct error *error);
 enum tls_result tls_read(struct tls_connection *connection, void *buffer, size_t size,
-			 size_t *got_out, struct error *error);
+    size_t *got_out, struct error *error);
 /* After TLS_WANT_*, repeat with the same or a moved buffer that begins with the same octets. */
 enum tls_result tls_write(struct tls_connection *connection, const void *buffer, size_t size,
-			  size_t *written_out, struct error *error);
+    size_t *written_out, struct error *error);
 /* Send close_notify once, without waiting for the peer's. */
 void tls_shutdown(struct tls_connection *connection);
 

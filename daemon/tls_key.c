@@ -259,7 +259,7 @@ choose_digest(struct signing *signing, const char *name)
 			continue;
 		signing->digest = i;
 		message_text(signing->sign.digest_name, sizeof signing->sign.digest_name,
-			     tls_digests[i].name);
+		    tls_digests[i].name);
 		return true;
 	}
 	return false;
@@ -358,7 +358,7 @@ signing_start(void *context, const char *digest_name, void *key, const OSSL_PARA
 
 static int
 signing_sign(void *context, unsigned char *signature, size_t *size_out, size_t room,
-	     const unsigned char *input, size_t input_size)
+    const unsigned char *input, size_t input_size)
 {
 	struct signing *signing = context;
 	unsigned char digest[EVP_MAX_MD_SIZE];
@@ -371,12 +371,12 @@ signing_sign(void *context, unsigned char *signature, size_t *size_out, size_t r
 	if (signing->sign.kind == SIGN_MESSAGE)
 		return input_size <= MESSAGE_SIGN_INPUT_MAX &&
 		       tls_signer_sign(&signing->provider->signer, &signing->sign, input,
-				       input_size, signature, size_out, room);
+			   input_size, signature, size_out, room);
 	if (EVP_Digest(input, input_size, digest, &digest_size,
-		       signing->provider->digests[signing->digest], NULL) != 1)
+		signing->provider->digests[signing->digest], NULL) != 1)
 		return 0;
 	return tls_signer_sign(&signing->provider->signer, &signing->sign, digest, digest_size,
-			       signature, size_out, room);
+	    signature, size_out, room);
 }
 
 static const OSSL_DISPATCH signature_functions[] = {
@@ -417,7 +417,7 @@ static const OSSL_DISPATCH provider_functions[] = {
 /* The library owns what is made here and gives it back to teardown. */
 static int
 start_provider(const OSSL_CORE_HANDLE *core, const OSSL_DISPATCH *offered,
-	       const OSSL_DISPATCH **functions_out, void **provider_out)
+    const OSSL_DISPATCH **functions_out, void **provider_out)
 {
 	struct tls_key_provider *provider = calloc(1, sizeof *provider);
 
@@ -519,8 +519,8 @@ make_handle(struct tls_key_provider *provider, enum tls_key_kind kind, OSSL_PARA
 }
 
 int
-tls_key_handle(struct tls_key_provider *provider, X509 *certificate, EVP_PKEY **key_out,
-	       struct error *error)
+tls_key_handle(
+    struct tls_key_provider *provider, X509 *certificate, EVP_PKEY **key_out, struct error *error)
 {
 	EVP_PKEY *public_key = X509_get0_pubkey(certificate);
 	OSSL_PARAM *parameters = NULL;

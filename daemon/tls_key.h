@@ -29,7 +29,7 @@ OSSL_LIB_CTX *tls_key_library(const struct tls_key_provider *provider);
 struct tls_signer *tls_key_signer(struct tls_key_provider *provider);
 
 /* A handle for the private key that belongs to certificate. *key_out is the caller's. */
-int tls_key_handle(struct tls_key_provider *provider, X509 *certificate, EVP_PKEY **key_out,
-		   struct error *error);
+int tls_key_handle(
+    struct tls_key_provider *provider, X509 *certificate, EVP_PKEY **key_out, struct error *error);
 
 #endif

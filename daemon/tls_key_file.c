@@ -59,13 +59,11 @@ static int
 check_key_file(const struct stat *status, const char *path, struct error *error)
 {
 	if (status->st_uid != 0 && status->st_uid != geteuid())
-		return error_set(
-		    error, ERROR_DENIED,
+		return error_set(error, ERROR_DENIED,
 		    "%s holds the private key but belongs to user %u; chown it to root", path,
 		    (unsigned)status->st_uid);
 	if (status->st_mode & (S_IRWXO | S_IWGRP))
-		return error_set(
-		    error, ERROR_DENIED,
+		return error_set(error, ERROR_DENIED,
 		    "%s holds the private key but has mode %04o; chmod it to 0600 or 0640", path,
 		    (unsigned)status->st_mode & 07777);
 	return 0;
@@ -216,8 +214,8 @@ make_chain(const struct file_bytes *file, OSSL_LIB_CTX *library, STACK_OF(X509) 
 }
 
 int
-tls_read_chain(const char *path, OSSL_LIB_CTX *library, STACK_OF(X509) * *chain_out,
-	       struct error *error)
+tls_read_chain(
+    const char *path, OSSL_LIB_CTX *library, STACK_OF(X509) * *chain_out, struct error *error)
 {
 	struct file_bytes file;
 	char what[512];
@@ -264,8 +262,7 @@ parse_key(const struct file_bytes *file, const char *path, EVP_PKEY **key_out, s
 		return 0;
 	if (encrypted) {
 		ERR_clear_error();
-		return error_set(
-		    error, ERROR_DENIED,
+		return error_set(error, ERROR_DENIED,
 		    "%s: the private key is encrypted; nobody can type a passphrase to a service",
 		    path);
 	}
@@ -309,7 +306,7 @@ find_warning(const struct settings *settings, const X509 *certificate, char *war
 		snprintf(warning, TLS_WARNING_SIZE, "%s: the certificate is not valid yet", path);
 	else if (unused)
 		snprintf(warning, TLS_WARNING_SIZE, "tls-options: 0x%llx has no effect",
-			 (unsigned long long)unused);
+		    (unsigned long long)unused);
 }
 
 static int
@@ -327,8 +324,8 @@ check_chain(SSL_CTX *context, STACK_OF(X509) * chain, const char *path, struct e
 }
 
 static int
-check_pair(const struct settings *settings, STACK_OF(X509) * chain, EVP_PKEY *key,
-	   struct error *error)
+check_pair(
+    const struct settings *settings, STACK_OF(X509) * chain, EVP_PKEY *key, struct error *error)
 {
 	const char *path = settings->tls_server_cert_file;
 	SSL_CTX *context = SSL_CTX_new(TLS_server_method());
@@ -343,8 +340,7 @@ check_pair(const struct settings *settings, STACK_OF(X509) * chain, EVP_PKEY *ke
 	if (result == 0 && X509_check_private_key(sk_X509_value(chain, 0), key) != 1) {
 		ERR_clear_error();
 		result = error_set(error, ERROR_DENIED,
-				   "the private key does not belong to the first certificate of %s",
-				   path);
+		    "the private key does not belong to the first certificate of %s", path);
 	}
 	if (result == 0 && SSL_CTX_use_PrivateKey(context, key) != 1)
 		result = tls_library_error(error, ERROR_DENIED, "the private key is refused");
@@ -353,8 +349,8 @@ check_pair(const struct settings *settings, STACK_OF(X509) * chain, EVP_PKEY *ke
 }
 
 int
-tls_check_files_warn(const struct settings *settings, char warning[TLS_WARNING_SIZE],
-		     struct error *error)
+tls_check_files_warn(
+    const struct settings *settings, char warning[TLS_WARNING_SIZE], struct error *error)
 {
 	STACK_OF(X509) *chain = NULL;
 	EVP_PKEY *key = NULL;

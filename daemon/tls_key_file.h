@@ -21,8 +21,8 @@
  * the default one). *chain_out is the caller's (sk_X509_pop_free with X509_free). Private keys in
  * the file are wiped unread.
  */
-int tls_read_chain(const char *path, OSSL_LIB_CTX *library, STACK_OF(X509) * *chain_out,
-		   struct error *error);
+int tls_read_chain(
+    const char *path, OSSL_LIB_CTX *library, STACK_OF(X509) * *chain_out, struct error *error);
 
 /*
  * Read the private key of the settings (tls-private-key-file, else the certificate file). The file
@@ -36,7 +36,7 @@ int tls_read_private_key(const struct settings *settings, EVP_PKEY **key_out, st
  * warning is one line, "" when there is nothing to say (a certificate out of its dates, bits of
  * tls-options without effect).
  */
-int tls_check_files_warn(const struct settings *settings, char warning[TLS_WARNING_SIZE],
-			 struct error *error);
+int tls_check_files_warn(
+    const struct settings *settings, char warning[TLS_WARNING_SIZE], struct error *error);
 
 #endif

@@ -81,8 +81,7 @@ tls_key_kind_of(const EVP_PKEY *key, enum tls_key_kind *kind_out, struct error *
 		*kind_out = (enum tls_key_kind)kind;
 		return 0;
 	}
-	return error_set(
-	    error, ERROR_DENIED,
+	return error_set(error, ERROR_DENIED,
 	    "this kind of key is not served; use RSA, EC with P-256, P-384 or P-521, or Ed25519");
 }
 
@@ -118,8 +117,7 @@ apply_ciphers(SSL_CTX *context, const struct settings *settings, struct error *e
 
 	snprintf(list, sizeof list, "%s" EXCLUDED_CIPHERS, *wanted ? wanted : DEFAULT_CIPHERS);
 	if (SSL_CTX_set_cipher_list(context, list) != 1)
-		return tls_library_error(
-		    error, ERROR_FORMAT,
+		return tls_library_error(error, ERROR_FORMAT,
 		    "tls-cipher-list leaves no cipher (RSA key transport is never used)");
 	return 0;
 }
@@ -131,7 +129,7 @@ apply_signature_algorithms(SSL_CTX *context, struct error *error)
 	char list[sizeof SIGNATURE_ALGORITHMS + sizeof LEGACY_SIGNATURE_ALGORITHMS];
 
 	snprintf(list, sizeof list, "%s%s", SIGNATURE_ALGORITHMS,
-		 legacy ? LEGACY_SIGNATURE_ALGORITHMS : "");
+	    legacy ? LEGACY_SIGNATURE_ALGORITHMS : "");
 	if (SSL_CTX_set1_sigalgs_list(context, list) != 1)
 		return tls_library_error(error, ERROR_INTERNAL, "signature algorithms");
 	return 0;

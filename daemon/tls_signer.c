@@ -45,7 +45,7 @@ receive_answer(struct tls_signer *signer, struct message *answer, struct error *
 		return -1;
 	if (!got)
 		return error_set(error, ERROR_TIMEOUT, "the signer did not answer within %d s",
-				 TLS_SIGNER_TIMEOUT);
+		    TLS_SIGNER_TIMEOUT);
 	/* No type from signer to worker carries a descriptor. */
 	if (answer->payload.signature.request != signer->request)
 		return error_set(error, ERROR_FORMAT, "the signer answered another request");
@@ -72,7 +72,7 @@ collect_late_answer(struct tls_signer *signer, struct error *error)
 
 static int
 ask_signer(struct tls_signer *signer, struct message_sign *sign, const unsigned char *input,
-	   size_t input_size, struct message *answer, struct error *error)
+    size_t input_size, struct message *answer, struct error *error)
 {
 	if (signer->channel < 0)
 		return error_set(error, ERROR_CLOSED, "there is no signer");
@@ -92,7 +92,7 @@ ask_signer(struct tls_signer *signer, struct message_sign *sign, const unsigned 
 
 int
 tls_signer_sign(struct tls_signer *signer, struct message_sign *sign, const unsigned char *input,
-		size_t input_size, unsigned char *signature, size_t *size_out, size_t room)
+    size_t input_size, unsigned char *signature, size_t *size_out, size_t room)
 {
 	struct message answer;
 	struct error *error = &signer->failure;

@@ -36,8 +36,8 @@ void tls_signer_set_channel(struct tls_signer *signer, int channel);
  * signature. Returns 1, or 0 on failure: what the library's provider interface wants.
  */
 int tls_signer_sign(struct tls_signer *signer, struct message_sign *sign,
-		    const unsigned char *input, size_t input_size, unsigned char *signature,
-		    size_t *size_out, size_t room);
+    const unsigned char *input, size_t input_size, unsigned char *signature, size_t *size_out,
+    size_t room);
 
 /*
  * Why the last signature failed, if one failed since the last call: ERROR_TIMEOUT, ERROR_CLOSED

@@ -88,8 +88,8 @@ send_temporary(struct verifier *verifier, const struct source *request, const ch
 	struct message_verdict verdict =
 	    auth_verdict(request->session, request->worker, VERDICT_TEMPORARY, reason);
 
-	log_write(verifier->log, LOG_LEVEL_ERROR, "worker %u: %s", (unsigned)request->worker,
-		  reason);
+	log_write(
+	    verifier->log, LOG_LEVEL_ERROR, "worker %u: %s", (unsigned)request->worker, reason);
 	send_verdict(verifier, &verdict);
 }
 
@@ -107,8 +107,7 @@ load_users(struct verifier *verifier, struct error *error)
 	int result;
 
 	if (fd < 0)
-		return error_set_errno(
-		    error, errno,
+		return error_set_errno(error, errno,
 		    "user %u cannot read %s (give it to the group of auth-user, mode 640)",
 		    (unsigned)getuid(), path);
 	result = passwd_file_load_fd(fd, path, true, default_uid, default_gid, &users, error);
@@ -133,10 +132,10 @@ reload_if_changed(struct verifier *verifier)
 		return;
 	if (load_users(verifier, &error) != 0)
 		log_write(verifier->log, LOG_LEVEL_ERROR,
-			  "%s; the users loaded before stay in force", error.text);
+		    "%s; the users loaded before stay in force", error.text);
 	else
 		log_write(verifier->log, LOG_LEVEL_NOTICE, "%s was read again: %zu users",
-			  verifier->settings->passwd_file, passwd_file_count(verifier->users));
+		    verifier->settings->passwd_file, passwd_file_count(verifier->users));
 }
 
 /* ---- one check ---- */
@@ -154,7 +153,7 @@ dummy_hash(const struct verifier *verifier, const struct passwd_file_user *user)
 
 static void
 judge(const struct verifier *verifier, const struct passwd_file_user *user, bool matches,
-      struct message_verdict *verdict)
+    struct message_verdict *verdict)
 {
 	if (user == NULL) {
 		auth_verdict_change(verdict, VERDICT_REFUSED, "no such user in passwd-file");
@@ -173,7 +172,7 @@ judge(const struct verifier *verifier, const struct passwd_file_user *user, bool
 
 static void
 check_password(struct verifier *verifier, const struct credentials *credentials,
-	       struct message_verdict *verdict)
+    struct message_verdict *verdict)
 {
 	const struct passwd_file_user *user = NULL;
 	const char *hash;
@@ -210,7 +209,7 @@ watch(struct verifier *verifier, struct source *source, struct error *error)
 /* Put a copy of source into list and watch it. Takes over its descriptor, also on failure. */
 static int
 add_source(struct verifier *verifier, struct source_list *list, const struct source *source,
-	   struct error *error)
+    struct error *error)
 {
 	struct source *kept = malloc(sizeof *kept);
 
@@ -253,8 +252,8 @@ cut_off_worker(struct verifier *verifier, uint32_t number, const char *reason)
 {
 	struct source *worker = verifier->workers.first;
 
-	log_write(verifier->log, LOG_LEVEL_ERROR, "worker %u is cut off: %s", (unsigned)number,
-		  reason);
+	log_write(
+	    verifier->log, LOG_LEVEL_ERROR, "worker %u is cut off: %s", (unsigned)number, reason);
 	while (worker != NULL && worker->worker != number)
 		worker = worker->next;
 	if (worker != NULL)
@@ -299,10 +298,10 @@ static void
 take_request(struct verifier *verifier, uint32_t worker, struct message *message)
 {
 	const struct source request = { .kind = SOURCE_PIPE,
-					.fd = message_take_fd(message, 0),
-					.worker = worker,
-					.session = message->payload.session.session,
-					.deadline = now_seconds() + AUTH_CREDENTIALS_SECONDS };
+		.fd = message_take_fd(message, 0),
+		.worker = worker,
+		.session = message->payload.session.session,
+		.deadline = now_seconds() + AUTH_CREDENTIALS_SECONDS };
 
 	if (!auth_is_pipe(request.fd) || fcntl(request.fd, F_SETFL, O_NONBLOCK) != 0) {
 		send_temporary(verifier, &request, "the descriptor of a request is not a pipe");
@@ -391,7 +390,7 @@ confine(struct verifier *verifier, uint32_t *layers_out, struct error *error)
 	if (verifier->privileged && sandbox_find_user(settings->auth_user, &identity, error) != 0)
 		return -1;
 	return sandbox_enter(verifier->privileged ? &identity : NULL, empty, settings->passwd_file,
-			     settings->sandbox == SANDBOX_WEAK, layers_out, error);
+	    settings->sandbox == SANDBOX_WEAK, layers_out, error);
 }
 
 static int
@@ -424,8 +423,8 @@ set_up(struct verifier *verifier, struct error *error)
 	verifier->privileged = sandbox_privileged();
 	if (confine(verifier, &layers, error) != 0 || load_users(verifier, error) != 0 ||
 	    allocate(verifier, error) != 0 ||
-	    sandbox_filter(SANDBOX_FILTER_VERIFIER, settings->sandbox == SANDBOX_WEAK, &layers,
-			   error) != 0)
+	    sandbox_filter(
+		SANDBOX_FILTER_VERIFIER, settings->sandbox == SANDBOX_WEAK, &layers, error) != 0)
 		return -1;
 	snprintf(detail, sizeof detail, "%zu users", passwd_file_count(verifier->users));
 	return role_ready(layers, detail, error);

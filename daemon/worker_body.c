@@ -85,8 +85,8 @@ map_table(struct maildrop *maildrop, int fd, size_t size, struct error *error)
 }
 
 static int
-copy_table(struct maildrop *maildrop, const struct message *message, size_t size,
-	   struct error *error)
+copy_table(
+    struct maildrop *maildrop, const struct message *message, size_t size, struct error *error)
 {
 	if (message->tail_size != size)
 		return error_set(error, ERROR_FORMAT, "the table has the wrong size");
@@ -140,8 +140,8 @@ check_table(const struct mbox_table *table, struct error *error)
 		if (!extent_valid(message, table->spool_size, &end) ||
 		    __builtin_add_overflow(octets, message->octets, &octets) ||
 		    !uid_valid(table, message->uid))
-			return error_set(error, ERROR_FORMAT,
-					 "the table is broken at message %" PRIu32, i + 1);
+			return error_set(
+			    error, ERROR_FORMAT, "the table is broken at message %" PRIu32, i + 1);
 	}
 	if (octets != table->total_octets)
 		return error_set(error, ERROR_FORMAT, "the table has a wrong sum of octets");
@@ -149,8 +149,8 @@ check_table(const struct mbox_table *table, struct error *error)
 }
 
 static int
-take_table(struct maildrop *maildrop, const struct message *message, int table_fd,
-	   struct error *error)
+take_table(
+    struct maildrop *maildrop, const struct message *message, int table_fd, struct error *error)
 {
 	const struct message_login_result *result = &message->payload.login_result;
 	size_t size = table_size(result->count, result->strings_size);
@@ -263,8 +263,8 @@ maildrop_post_update(struct connection *connection, struct error *error)
 {
 	struct worker *worker = connection->worker;
 	struct message_update update = { .session = connection->session,
-					 .deleted = connection->engine.deleted_count,
-					 .expected = connection->maildrop.table.count };
+		.deleted = connection->engine.deleted_count,
+		.expected = connection->maildrop.table.count };
 	size_t strings_size = deleted_strings_size(connection);
 	size_t size = table_size(update.deleted, 0) + strings_size;
 	int fds[2] = { connection->maildrop.lock_fd, -1 };
@@ -277,13 +277,13 @@ maildrop_post_update(struct connection *connection, struct error *error)
 		return error_set_errno(error, ENOMEM, "cannot make a list of deletions");
 	}
 	update.strings_size = (uint32_t)strings_size;
-	list_deletions(connection, (struct mbox_message *)(void *)list,
-		       list + table_size(update.deleted, 0));
+	list_deletions(
+	    connection, (struct mbox_message *)(void *)list, list + table_size(update.deleted, 0));
 	if (!fits)
 		failed = write_sealed(list, size, &fds[1], error);
 	if (failed == 0) {
 		worker_post(worker, &worker->monitor, MESSAGE_UPDATE, &update, list,
-			    fits ? size : 0, fds, fits ? 1 : 2);
+		    fits ? size : 0, fds, fits ? 1 : 2);
 		connection->maildrop.lock_fd = -1;
 	}
 	free(list);
@@ -317,8 +317,8 @@ fail(struct connection *connection, const char *reason)
 	bool begun = connection->engine.want == POP3_WANT_BODY;
 
 	log_write(connection->worker->log, LOG_LEVEL_WARNING, "message %" PRIu32 " of %s: %s%s",
-		  connection->engine.message + 1, connection->engine.user, reason,
-		  begun ? "; the connection is cut" : "");
+	    connection->engine.message + 1, connection->engine.user, reason,
+	    begun ? "; the connection is cut" : "");
 	body_drop(connection);
 	if (!begun) {
 		pop3_message_ready(&connection->engine, false, &connection->out);
@@ -379,7 +379,7 @@ verify_begin(struct connection *connection, const struct spool_identity *identit
 
 static void
 verify_chunk(struct connection *connection, const struct spool_identity *identity,
-	     const char *bytes, size_t size)
+    const char *bytes, size_t size)
 {
 	struct transfer *transfer = &connection->transfer;
 
@@ -427,8 +427,8 @@ send_chunk(struct connection *connection, const char *bytes, size_t size)
 		fail(connection, "out of memory");
 		return;
 	}
-	buffer_commit(&connection->out,
-		      mbox_encode(&transfer->encoder, bytes, size, &consumed, to, room));
+	buffer_commit(
+	    &connection->out, mbox_encode(&transfer->encoder, bytes, size, &consumed, to, room));
 	transfer->position += consumed;
 	transfer->left -= consumed;
 	transfer->settled = transfer->left == 0 || transfer->encoder.complete;
@@ -540,7 +540,7 @@ body_read_finished(struct connection *connection, struct reader_job *job)
 	connection->wait = WAIT_NOTHING;
 	if (job->got < 0) {
 		log_write(connection->worker->log, LOG_LEVEL_ERROR, "reading the spool of %s: %s",
-			  connection->engine.user, strerror(job->error_number));
+		    connection->engine.user, strerror(job->error_number));
 		fail(connection, "the spool cannot be read");
 	} else {
 		use_chunk(connection, job->bytes, (size_t)job->got);

@@ -98,8 +98,8 @@ set_events(struct connection *connection, uint32_t events)
 	struct epoll_event event = { .events = events, .data.ptr = connection };
 
 	if (epoll_ctl(connection->worker->epoll_fd, EPOLL_CTL_MOD, connection->fd, &event) != 0) {
-		log_write(connection->worker->log, LOG_LEVEL_ERROR,
-			  "cannot watch a connection: %m");
+		log_write(
+		    connection->worker->log, LOG_LEVEL_ERROR, "cannot watch a connection: %m");
 		connection_abort(connection);
 		return;
 	}
@@ -148,13 +148,12 @@ note_timeout(struct connection *connection)
 
 	if (connection->phase == CONNECTION_HANDSHAKE)
 		log_write(connection->worker->log, LOG_LEVEL_NOTICE,
-			  "(v%s) TLS handshake with client at %s (%s) timed out after %lld secs",
-			  PACKAGE_VERSION, connection->peer, connection->peer, seconds);
+		    "(v%s) TLS handshake with client at %s (%s) timed out after %lld secs",
+		    PACKAGE_VERSION, connection->peer, connection->peer, seconds);
 	else
 		log_write(connection->worker->log, LOG_LEVEL_NOTICE,
-			  "(v%s) Timeout (%lld secs) during nw read from %s at %s (%s)",
-			  PACKAGE_VERSION, seconds, connection->engine.user, connection->peer,
-			  connection->peer);
+		    "(v%s) Timeout (%lld secs) during nw read from %s at %s (%s)", PACKAGE_VERSION,
+		    seconds, connection->engine.user, connection->peer, connection->peer);
 }
 
 void
@@ -191,7 +190,7 @@ static ssize_t
 write_plain(struct connection *connection)
 {
 	ssize_t sent = send(connection->fd, buffer_bytes(&connection->out),
-			    buffer_size(&connection->out), MSG_DONTWAIT | MSG_NOSIGNAL);
+	    buffer_size(&connection->out), MSG_DONTWAIT | MSG_NOSIGNAL);
 
 	if (sent < 0 && (errno == EAGAIN || errno == EINTR))
 		return 0;
@@ -206,7 +205,7 @@ write_tls(struct connection *connection)
 
 	connection->write_event = EPOLLOUT;
 	switch (tls_write(connection->tls, buffer_bytes(&connection->out),
-			  buffer_size(&connection->out), &written, &error)) {
+	    buffer_size(&connection->out), &written, &error)) {
 	case TLS_DONE:
 		return (ssize_t)written;
 	case TLS_WANT_READ:
@@ -290,7 +289,7 @@ read_tls(struct connection *connection, char *room, size_t size)
 		return -1;
 	case TLS_FAILED:
 		log_write(connection->worker->log, LOG_LEVEL_DEBUG, "TLS with %s: %s",
-			  connection->peer, error.text);
+		    connection->peer, error.text);
 		break;
 	}
 	return -1;
@@ -375,8 +374,7 @@ log_handshake(const struct connection *connection)
 	struct tls_description tls;
 
 	tls_describe(connection->tls, &tls);
-	log_write(
-	    connection->worker->log, LOG_LEVEL_NOTICE,
+	log_write(connection->worker->log, LOG_LEVEL_NOTICE,
 	    "(v%s) %s handshake with client at %s (%s); %s session-id; cipher: %s (%s), %d bits",
 	    PACKAGE_VERSION, tls.protocol, connection->peer, connection->peer,
 	    tls.resumed ? "reused" : "new", tls.cipher, tls.protocol, tls.bits);
@@ -415,8 +413,8 @@ shake_hands(struct connection *connection)
 		return;
 	case TLS_FAILED:
 		log_write(connection->worker->log, LOG_LEVEL_NOTICE,
-			  "(v%s) TLS handshake with client at %s (%s) failed: %s", PACKAGE_VERSION,
-			  connection->peer, connection->peer, error.text);
+		    "(v%s) TLS handshake with client at %s (%s) failed: %s", PACKAGE_VERSION,
+		    connection->peer, connection->peer, error.text);
 		lost(connection, "tls-failed");
 		return;
 	}
@@ -549,7 +547,7 @@ connection_open(struct worker *worker, const struct message_connection *message,
 		return;
 	}
 	log_write(worker->log, LOG_LEVEL_DEBUG, "(v%s) Servicing request from \"%s\" at %s",
-		  PACKAGE_VERSION, connection->peer, connection->peer);
+	    PACKAGE_VERSION, connection->peer, connection->peer);
 	session_prepare(connection);
 	if (epoll_ctl(worker->epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0) {
 		log_write(worker->log, LOG_LEVEL_ERROR, "cannot watch a connection: %m");

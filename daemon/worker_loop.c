@@ -165,14 +165,14 @@ close_fds(const int *fds, unsigned fd_count)
 
 static void
 keep_post(struct worker *worker, struct worker_channel *channel, const struct worker_post *head,
-	  const void *payload, const void *tail)
+    const void *payload, const void *tail)
 {
 	size_t payload_size = message_payload_size(head->type);
 	struct worker_post *post = malloc(sizeof *post + payload_size + head->tail_size);
 
 	if (post == NULL) {
 		log_write(worker->log, LOG_LEVEL_ERROR, "out of memory: a %s message is lost",
-			  message_type_name(head->type));
+		    message_type_name(head->type));
 		close_fds(head->fds, head->fd_count);
 		return;
 	}
@@ -191,21 +191,20 @@ keep_post(struct worker *worker, struct worker_channel *channel, const struct wo
 /* Whether a message that could not be sent may be sent later. */
 static bool
 worth_keeping(struct worker *worker, const struct worker_channel *channel, enum message_type type,
-	      const struct error *error)
+    const struct error *error)
 {
 	if (error->code == ERROR_LIMIT)
 		return true;
 	if (error->code == ERROR_CLOSED)
 		return channel->source == SOURCE_AUTH;
 	log_write(worker->log, LOG_LEVEL_ERROR, "cannot send a %s message: %s",
-		  message_type_name(type), error->text);
+	    message_type_name(type), error->text);
 	return false;
 }
 
 void
 worker_post(struct worker *worker, struct worker_channel *channel, enum message_type type,
-	    const void *payload, const void *tail, size_t tail_size, const int *fds,
-	    unsigned fd_count)
+    const void *payload, const void *tail, size_t tail_size, const int *fds, unsigned fd_count)
 {
 	struct worker_post head = { .type = type, .tail_size = tail_size, .fd_count = fd_count };
 	struct error error = { .code = ERROR_LIMIT };
@@ -230,7 +229,7 @@ send_kept(struct worker *worker, struct worker_channel *channel)
 	while ((post = channel->first) != NULL && channel->fd >= 0) {
 		size_t payload_size = message_payload_size(post->type);
 		if (message_send(channel->fd, post->type, post->bytes, post->bytes + payload_size,
-				 post->tail_size, post->fds, post->fd_count, &error) != 0 &&
+			post->tail_size, post->fds, post->fd_count, &error) != 0 &&
 		    worth_keeping(worker, channel, post->type, &error))
 			return;
 		channel->first = post->next;
@@ -336,8 +335,8 @@ replace_channel(struct worker *worker, struct message *message)
 	} else if (role == ROLE_SIGNER) {
 		replace_signer(worker, message_take_fd(message, 0));
 	} else {
-		log_write(worker->log, LOG_LEVEL_ERROR, "a channel to role %u makes no sense",
-			  role);
+		log_write(
+		    worker->log, LOG_LEVEL_ERROR, "a channel to role %u makes no sense", role);
 		end_worker(worker, ROLE_EXIT_CHANNEL);
 	}
 }
@@ -347,7 +346,7 @@ drain_connection(struct connection *connection)
 {
 	if (!connection->logged_in)
 		session_farewell(connection, "drained",
-				 "-ERR [SYS/TEMP] the service is being restarted, try again");
+		    "-ERR [SYS/TEMP] the service is being restarted, try again");
 }
 
 static void
@@ -364,7 +363,7 @@ cut_connection(struct connection *connection)
 	/* An update that is under way is answered: it is bounded by its own limit. */
 	if (connection->wait != WAIT_UPDATE)
 		session_farewell(connection, "drained",
-				 "-ERR [SYS/TEMP] the service is being restarted, try again");
+		    "-ERR [SYS/TEMP] the service is being restarted, try again");
 }
 
 static void
@@ -418,7 +417,7 @@ receive(struct worker *worker, const struct worker_channel *channel)
 
 	for (unsigned i = 0; i < MESSAGES_MAX && !worker->ending; i++) {
 		if (message_receive(channel->fd, is_master ? ROLE_MASTER : ROLE_MONITOR,
-				    ROLE_WORKER, &message, &got, &error) != 0) {
+			ROLE_WORKER, &message, &got, &error) != 0) {
 			channel_failed(worker, is_master ? "master" : "monitor", &error);
 			return;
 		}
@@ -535,8 +534,8 @@ run_round(struct worker *worker, const struct epoll_event *events, int count)
 static void
 lose_connection(struct connection *connection)
 {
-	session_farewell(connection, "service-ended",
-			 "-ERR [SYS/TEMP] the service has ended, try again later");
+	session_farewell(
+	    connection, "service-ended", "-ERR [SYS/TEMP] the service has ended, try again later");
 }
 
 int

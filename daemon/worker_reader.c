@@ -112,8 +112,8 @@ start_threads(struct reader_pool *pool, unsigned threads, struct error *error)
 }
 
 int
-reader_pool_start(unsigned threads, struct reader_pool **pool_out, int *event_fd_out,
-		  struct error *error)
+reader_pool_start(
+    unsigned threads, struct reader_pool **pool_out, int *event_fd_out, struct error *error)
 {
 	struct reader_pool *pool = calloc(1, sizeof *pool);
 
@@ -142,9 +142,9 @@ read_by_thread(struct connection *connection, uint64_t offset, size_t size)
 	if (job == NULL)
 		return READER_FAILED;
 	*job = (struct reader_job){ .owner = connection,
-				    .fd = connection->maildrop.spool_fd,
-				    .offset = (off_t)offset,
-				    .size = size };
+		.fd = connection->maildrop.spool_fd,
+		.offset = (off_t)offset,
+		.size = size };
 	connection->job = job;
 	pthread_mutex_lock(&pool->lock);
 	list_add(&pool->waiting, job);
@@ -172,14 +172,14 @@ reader_read(struct connection *connection, uint64_t offset, size_t size, size_t 
 
 	while (got < 0 && !maildrop->threaded_reads) {
 		got = preadv2(maildrop->spool_fd, &room, 1, (off_t)offset,
-			      maildrop->plain_reads ? 0 : RWF_NOWAIT);
+		    maildrop->plain_reads ? 0 : RWF_NOWAIT);
 		if (got >= 0 || errno == EAGAIN)
 			break;
 		if (errno == EOPNOTSUPP && !maildrop->plain_reads) {
 			forgo_nowait(maildrop);
 		} else if (errno != EINTR) {
 			log_write(connection->worker->log, LOG_LEVEL_ERROR,
-				  "reading the spool of %s: %m", connection->engine.user);
+			    "reading the spool of %s: %m", connection->engine.user);
 			return READER_FAILED;
 		}
 	}

@@ -61,7 +61,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		message->tail = message->payload.bytes + (fixed - sizeof message->header);
 		message->fd_count = data[2] % (MESSAGE_FDS_MAX + 1);
 		if (message_check(message, (enum role)(1u << (data[0] % 8)),
-				  (enum role)(1u << (data[1] % 8)), &error) == 0)
+			(enum role)(1u << (data[1] % 8)), &error) == 0)
 			check_accepted(message);
 		else
 			require(error.code == ERROR_FORMAT);

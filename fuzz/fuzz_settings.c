@@ -60,8 +60,8 @@ thaw_form(const uint8_t *form, size_t size)
 	int fd = memfd_create("fuzz", MFD_ALLOW_SEALING | MFD_CLOEXEC);
 
 	require(fd >= 0 && write(fd, form, size) == (ssize_t)size);
-	require(fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE) ==
-		0);
+	require(
+	    fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE) == 0);
 	if (settings_thaw(fd, &settings, &error) == 0)
 		freeze_and_thaw(settings);
 	settings_free(settings);

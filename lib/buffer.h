@@ -7,9 +7,9 @@
 #include <stddef.h>
 
 struct buffer {
-	char *bytes;	/* heap, owned; NULL while capacity is 0 */
-	size_t start;	/* first byte not yet consumed */
-	size_t end;	/* behind the last byte */
+	char *bytes;  /* heap, owned; NULL while capacity is 0 */
+	size_t start; /* first byte not yet consumed */
+	size_t end;   /* behind the last byte */
 	size_t capacity;
 	size_t maximum; /* never grows beyond; bytes */
 	bool overflow;	/* an append did not fit (or memory was exhausted): nothing was appended,

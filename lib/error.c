@@ -8,10 +8,17 @@
 #include <string.h>
 
 static const char *const code_names[ERROR_CODE_COUNT] = {
-	[ERROR_NONE] = "none",	   [ERROR_SYSTEM] = "system",	  [ERROR_NO_SPACE] = "no-space",
-	[ERROR_LOCKED] = "locked", [ERROR_CHANGED] = "changed",	  [ERROR_FORMAT] = "format",
-	[ERROR_LIMIT] = "limit",   [ERROR_DENIED] = "denied",	  [ERROR_TIMEOUT] = "timeout",
-	[ERROR_CLOSED] = "closed", [ERROR_INTERNAL] = "internal",
+	[ERROR_NONE] = "none",
+	[ERROR_SYSTEM] = "system",
+	[ERROR_NO_SPACE] = "no-space",
+	[ERROR_LOCKED] = "locked",
+	[ERROR_CHANGED] = "changed",
+	[ERROR_FORMAT] = "format",
+	[ERROR_LIMIT] = "limit",
+	[ERROR_DENIED] = "denied",
+	[ERROR_TIMEOUT] = "timeout",
+	[ERROR_CLOSED] = "closed",
+	[ERROR_INTERNAL] = "internal",
 };
 
 static enum error_code
@@ -55,7 +62,7 @@ error_set_errno(struct error *error, int number, const char *format, ...)
 	error->code = code_of_errno(number);
 	error->system_errno = number;
 	snprintf(error->text, sizeof error->text, "%s: %s", prefix,
-		 strerror_r(number, reason, sizeof reason));
+	    strerror_r(number, reason, sizeof reason));
 	return -1;
 }
 

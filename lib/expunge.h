@@ -26,24 +26,25 @@
 #include "lib/spool.h"
 #include "lib/store_io.h"
 
-#define EXPUNGE_SINGLE_SHOT_MAX (8u << 20)		     /* bytes of final image */
-#define EXPUNGE_JOURNAL_SIZE	(EXPUNGE_SINGLE_SHOT_MAX + (256u << 10)) /* bytes of a journal file */
+/* Bytes of a final image that is written in one piece, and of a journal file. */
+#define EXPUNGE_SINGLE_SHOT_MAX (8u << 20)
+#define EXPUNGE_JOURNAL_SIZE	(EXPUNGE_SINGLE_SHOT_MAX + (256u << 10))
 
 /* A part of the new spool: bytes of the old one, or inserted ones. */
 struct expunge_segment {
-	uint64_t source; /* offset in the old spool; unused when text is set */
-	uint64_t length; /* bytes */
+	uint64_t source;  /* offset in the old spool; unused when text is set */
+	uint64_t length;  /* bytes */
 	const char *text; /* inserted bytes, owned by the plan; NULL for a kept part */
 };
 
 struct expunge_plan {
 	struct expunge_segment *segments; /* in order of the new spool; owned */
 	uint32_t count;
-	char *text;	       /* storage of all inserted bytes; owned */
-	uint64_t old_size;     /* bytes */
-	uint64_t new_size;     /* bytes; never more than old_size */
-	uint64_t first_change; /* offset below which nothing moves */
-	uint32_t deleted;      /* messages */
+	char *text;		 /* storage of all inserted bytes; owned */
+	uint64_t old_size;	 /* bytes */
+	uint64_t new_size;	 /* bytes; never more than old_size */
+	uint64_t first_change;	 /* offset below which nothing moves */
+	uint32_t deleted;	 /* messages */
 	uint64_t deleted_octets; /* as POP3 counts them */
 };
 
@@ -77,14 +78,14 @@ enum expunge_recovery {
 /*
  * Finish what the journal says. Safe to repeat, and safe to crash in. The spool must be the file
  * that was journalled (inode and content hashes are checked; the device number is only noted, since
- * it may change at a reboot): ERROR_CHANGED is never returned for a foreign file, EXPUNGE_FOREIGN is.
- * Both headers of the journal damaged, which no crash does: ERROR_FORMAT.
+ * it may change at a reboot): ERROR_CHANGED is never returned for a foreign file, EXPUNGE_FOREIGN
+ * is. Both headers of the journal damaged, which no crash does: ERROR_FORMAT.
  */
 int expunge_recover(const struct store_io *io, int spool_fd, int journal_fd,
     enum expunge_recovery *result_out, struct error *error);
 
 /* Whether a journal is in force, by its header alone. */
-int expunge_journal_pending(const struct store_io *io, int journal_fd, bool *pending_out,
-    struct error *error);
+int expunge_journal_pending(
+    const struct store_io *io, int journal_fd, bool *pending_out, struct error *error);
 
 #endif

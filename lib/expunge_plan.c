@@ -143,8 +143,8 @@ settle(struct survivors *survivors, struct error *error)
 }
 
 /*
- * A message whose own X-UIDL an earlier one has would be given it when that one goes; which one it is
- * the table does not say, so its present unique-id is written down when any before it goes.
+ * A message whose own X-UIDL an earlier one has would be given it when that one goes; which one it
+ * is the table does not say, so its present unique-id is written down when any before it goes.
  */
 static bool
 would_be_trusted(const struct mbox_message *message, bool earlier_goes)

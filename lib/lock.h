@@ -48,7 +48,8 @@ struct dot_lock {
  * takers cannot both win and a live lock is never removed. A symbolic link, a directory, a stale
  * file too big for a lock, or a file with several links under that name is ERROR_DENIED (two links
  * for the seconds that a link(2) locker needs are ERROR_LOCKED). *stale_out tells that a stale lock
- * was taken over. Where there is no space for the content, the lock is empty but holds. no_atomic_open: make a private file and link(2) it to the name (NFS).
+ * was taken over. Where there is no space for the content, the lock is empty but holds.
+ * no_atomic_open: make a private file and link(2) it to the name (NFS).
  */
 int dot_lock_try(int directory_fd, const char *name, bool no_atomic_open, struct dot_lock *lock_out,
     bool *stale_out, enum maillock_error *maillock_out, struct error *error);
@@ -59,16 +60,17 @@ int dot_lock_try(int directory_fd, const char *name, bool no_atomic_open, struct
  */
 bool dot_lock_present(int directory_fd, const char *name);
 
-/* fsync the directory so that the lock survives a power loss; before the first destructive write. */
+/* fsync the directory so that the lock survives a power loss; before the first destructive write.
+ */
 int dot_lock_make_durable(int directory_fd, struct error *error);
 
 /* Touch the lock. ERROR_CHANGED (maillock 6) when the name no longer leads to our file. */
-int dot_lock_refresh(int directory_fd, const char *name, const struct dot_lock *lock,
-    struct error *error);
+int dot_lock_refresh(
+    int directory_fd, const char *name, const struct dot_lock *lock, struct error *error);
 
 /* Remove the lock if the name still leads to our file; ERROR_CHANGED when it does not. */
-int dot_lock_release(int directory_fd, const char *name, const struct dot_lock *lock,
-    struct error *error);
+int dot_lock_release(
+    int directory_fd, const char *name, const struct dot_lock *lock, struct error *error);
 
 /*
  * Try once to take the session lock: open `name` in directory_fd without O_CREAT (O_RDONLY,
@@ -79,8 +81,8 @@ int dot_lock_release(int directory_fd, const char *name, const struct dot_lock *
  * temp-drop session) is ERROR_DENIED with a text that names spoolfix: its mail must be folded back.
  * *fd_out is owned by the caller; the lock lives as long as any copy of it.
  */
-int session_lock_try(int directory_fd, const char *name, uid_t uid, gid_t gid, int *fd_out,
-    struct error *error);
+int session_lock_try(
+    int directory_fd, const char *name, uid_t uid, gid_t gid, int *fd_out, struct error *error);
 
 /*
  * Whether fd is an open session lock for that name: same file, and the flock is ours. Used when a

@@ -35,11 +35,11 @@ struct log_field {
 };
 
 struct log {
-	int fd;		       /* datagram socket to the logger, or -1: standard error */
-	bool debug;	       /* records of LOG_LEVEL_DEBUG are sent at all */
-	bool standard_error;   /* write lines to standard error instead of fd */
-	char process[32];      /* role name, part of each record: "worker 3" */
-	uint32_t dropped;      /* records lost since the last one that went through */
+	int fd;		     /* datagram socket to the logger, or -1: standard error */
+	bool debug;	     /* records of LOG_LEVEL_DEBUG are sent at all */
+	bool standard_error; /* write lines to standard error instead of fd */
+	char process[32];    /* role name, part of each record: "worker 3" */
+	uint32_t dropped;    /* records lost since the last one that went through */
 };
 
 /* Start a log; fd is borrowed (-1: standard error). */

@@ -8,8 +8,8 @@
  * start locks the account and an empty one never matches. uid and gid may be empty in an
  * unprivileged run (then they are those of the process). fields: blank-separated, of which
  * "maildrop=PATH" names the spool (absolute; default spool-dir/name); other words are those of
- * Dovecot and ignored. Fields that are missing at the end of a line are empty. Empty lines and lines
- * that begin with "#" are skipped.
+ * Dovecot and ignored. Fields that are missing at the end of a line are empty. Empty lines and
+ * lines that begin with "#" are skipped.
  */
 #ifndef QPOPPER_LIB_PASSWD_FILE_H
 #define QPOPPER_LIB_PASSWD_FILE_H
@@ -23,7 +23,7 @@
 
 struct passwd_file_user {
 	const char *name;
-	const char *hash; /* NULL in a file loaded without hashes */
+	const char *hash;     /* NULL in a file loaded without hashes */
 	const char *maildrop; /* "" for spool-dir/name */
 	uid_t uid;
 	gid_t gid;

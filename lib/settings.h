@@ -15,14 +15,22 @@
 
 #include "lib/error.h"
 
-#define SETTINGS_LIST_MAX      16   /* values of a list option such as listen */
-#define SETTINGS_CHAIN_DEPTH   16   /* config-file within config-file */
-#define SETTINGS_LINE_MAX      8192 /* bytes of a configuration line */
-#define SETTINGS_STRING_MAX    4096 /* bytes of a value */
-#define SETTINGS_GIVEN_WORDS   2    /* 64 options of the table in each */
+#define SETTINGS_LIST_MAX    16	  /* values of a list option such as listen */
+#define SETTINGS_CHAIN_DEPTH 16	  /* config-file within config-file */
+#define SETTINGS_LINE_MAX    8192 /* bytes of a configuration line */
+#define SETTINGS_STRING_MAX  4096 /* bytes of a value */
+#define SETTINGS_GIVEN_WORDS 2	  /* 64 options of the table in each */
 
-enum settings_tls_support { TLS_SUPPORT_NONE, TLS_SUPPORT_STLS, TLS_SUPPORT_ALTERNATE_PORT };
-enum settings_tls_version { TLS_VERSION_DEFAULT, TLS_VERSION_1_2, TLS_VERSION_1_3 };
+enum settings_tls_support {
+	TLS_SUPPORT_NONE,
+	TLS_SUPPORT_STLS,
+	TLS_SUPPORT_ALTERNATE_PORT
+};
+enum settings_tls_version {
+	TLS_VERSION_DEFAULT,
+	TLS_VERSION_1_2,
+	TLS_VERSION_1_3
+};
 enum settings_clear_text {
 	CLEAR_TEXT_DEFAULT, /* refused only for users with an APOP or SCRAM record */
 	CLEAR_TEXT_NEVER,
@@ -30,10 +38,17 @@ enum settings_clear_text {
 	CLEAR_TEXT_LOCAL, /* from 127.0.0.0/8 and ::1 */
 	CLEAR_TEXT_TLS,	  /* inside TLS */
 };
-enum settings_authentication { AUTHENTICATION_PAM, AUTHENTICATION_SHADOW, AUTHENTICATION_PASSWD_FILE };
-enum settings_sandbox { SANDBOX_STRICT, SANDBOX_WEAK };
+enum settings_authentication {
+	AUTHENTICATION_PAM,
+	AUTHENTICATION_SHADOW,
+	AUTHENTICATION_PASSWD_FILE
+};
+enum settings_sandbox {
+	SANDBOX_STRICT,
+	SANDBOX_WEAK
+};
 
-#define SETTINGS_EXPIRE_NEVER (-1)
+#define SETTINGS_EXPIRE_NEVER	  (-1)
 #define SETTINGS_LOGIN_DELAY_NONE (-1)
 
 struct settings_list {
@@ -44,7 +59,7 @@ struct settings_list {
 /* All strings are owned by the struct and never NULL ("" when not set). */
 struct settings {
 	/* network */
-	struct settings_list listen;	 /* [address][:port], plain text, STLS where TLS is set up */
+	struct settings_list listen; /* [address][:port], plain text, STLS where TLS is set up */
 	struct settings_list listen_tls; /* the same, TLS from the first octet (RFC 8314) */
 	int64_t timeout;		 /* seconds without a complete command, after login */
 	int64_t login_timeout;		 /* seconds from connection to login */
@@ -52,11 +67,11 @@ struct settings {
 	int64_t max_connections_per_address;
 	int64_t max_unauthenticated;
 	int64_t sessions_per_worker;
-	int64_t worker_retire;	 /* connections after which a worker is replaced; 0: never */
-	int64_t drain_timeout;	 /* seconds that old sessions get after SIGTERM */
+	int64_t worker_retire;	      /* connections after which a worker is replaced; 0: never */
+	int64_t drain_timeout;	      /* seconds that old sessions get after SIGTERM */
 	int64_t reload_drain_timeout; /* seconds that old sessions get after SIGHUP */
 	bool shy;
-	int64_t announce_expire; /* days, or SETTINGS_EXPIRE_NEVER */
+	int64_t announce_expire;      /* days, or SETTINGS_EXPIRE_NEVER */
 	int64_t announce_login_delay; /* seconds, or SETTINGS_LOGIN_DELAY_NONE */
 
 	/* TLS */
@@ -102,11 +117,11 @@ struct settings {
 
 	/* service */
 	enum settings_sandbox sandbox;
-	char *worker_user; /* _qpopper */
-	char *signer_user; /* _qpopsign */
-	char *auth_user;   /* _qpopauth */
-	char *server_name; /* name in the greeting; "": the host's */
-	char *helper_dir;  /* where qpopper-worker, qpopper-auth, … are installed */
+	char *worker_user;	/* _qpopper */
+	char *signer_user;	/* _qpopsign */
+	char *auth_user;	/* _qpopauth */
+	char *server_name;	/* name in the greeting; "": the host's */
+	char *helper_dir;	/* where qpopper-worker, qpopper-auth, … are installed */
 	int64_t auth_processes; /* password checks at the same time, at most */
 
 	/* options that this version knows but serves in their default value only */
@@ -127,8 +142,8 @@ enum option_type {
 	OPTION_INTEGER,
 	OPTION_STRING,
 	OPTION_MNEMONIC,
-	OPTION_LIST,	 /* string; each use adds a value */
-	OPTION_INCLUDE,	 /* config-file */
+	OPTION_LIST,	/* string; each use adds a value */
+	OPTION_INCLUDE, /* config-file */
 };
 
 /* Where an option may stand (reference 5.4); flags that are or-ed. */
@@ -175,9 +190,10 @@ struct option {
 	const char *default_text; /* as it would stand in a file; NULL: none */
 	int64_t minimum, maximum; /* of an integer */
 	enum option_form form;	  /* of a string or list */
-	const struct option_mnemonic *mnemonics; /* ends in a NULL name; an integer may have some too */
-	const char *meaning;			 /* one line for --help and the manual */
-	const char *replacement;		 /* for OPTION_RETIRED and OPTION_UNAVAILABLE */
+	const struct option_mnemonic
+	    *mnemonics;		 /* ends in a NULL name; an integer may have some too */
+	const char *meaning;	 /* one line for --help and the manual */
+	const char *replacement; /* for OPTION_RETIRED and OPTION_UNAVAILABLE */
 };
 
 extern const struct option settings_options[];
@@ -286,7 +302,7 @@ struct settings_address {
  * Parse "[address][:port]": 110, :110, 1.2.3.4, 1.2.3.4:8110, [::1]:110, [::1], ::1, and "" for
  * every address and the default port.
  */
-int settings_address_parse(const char *text, struct settings_address *address_out,
-    struct error *error);
+int settings_address_parse(
+    const char *text, struct settings_address *address_out, struct error *error);
 
 #endif

@@ -54,8 +54,8 @@ read_port(const char *text, uint16_t *port_out)
 
 /* Split into host and the text of the port (NULL: none); brackets are taken off. */
 static int
-split(const char *text, struct settings_address *address, const char **port_out,
-      struct error *error)
+split(
+    const char *text, struct settings_address *address, const char **port_out, struct error *error)
 {
 	const char *host = text;
 	const char *end = strchr(text, ':');
@@ -87,8 +87,8 @@ check_host(const char *text, const char *host, struct error *error)
 	if (text[0] == '[' && !is_address(AF_INET6, host))
 		return bad(text, "expected an IPv6 address in the brackets", error);
 	if (host[0] != '\0' && !is_address(AF_INET, host) && !is_address(AF_INET6, host))
-		return bad(text, "expected a numeric address, such as 192.0.2.1 or 2001:db8::1",
-			   error);
+		return bad(
+		    text, "expected a numeric address, such as 192.0.2.1 or 2001:db8::1", error);
 	return 0;
 }
 

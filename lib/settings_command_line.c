@@ -170,8 +170,8 @@ read_announcement(struct reading *reading, const char *item, size_t size)
 		absent = "never";
 	} else {
 		COMPLAIN(reading, false,
-			 "-e: expected login_delay=SECONDS or expire=DAYS, not \"%s\"",
-			 settings_show(&shown, item, size));
+		    "-e: expected login_delay=SECONDS or expire=DAYS, not \"%s\"",
+		    settings_show(&shown, item, size));
 		return;
 	}
 	if (value_size >= sizeof value) {
@@ -180,7 +180,7 @@ read_announcement(struct reading *reading, const char *item, size_t size)
 	}
 	snprintf(value, sizeof value, "%.*s", (int)value_size, value_size > 0 ? equals + 1 : "");
 	settings_value_apply(reading->settings, settings_option_find(name),
-			     value_size > 0 ? value : absent, "command line: -e", reading->report);
+	    value_size > 0 ? value : absent, "command line: -e", reading->report);
 }
 
 static void
@@ -252,7 +252,7 @@ flag_value(struct reading *reading, const struct option *option, const struct wo
 		return settings_flag_value(option);
 	if (value == NULL) {
 		COMPLAIN(reading, false, "-%c needs a value%s%s: %s", word->flag,
-			 allowed[0] != '\0' ? ", " : "", allowed, option->meaning);
+		    allowed[0] != '\0' ? ", " : "", allowed, option->meaning);
 		return NULL;
 	}
 	if (word->flag != 'l' && word->flag != 'p')
@@ -260,7 +260,7 @@ flag_value(struct reading *reading, const struct option *option, const struct wo
 	value = numbered_word(option, word->value);
 	if (value == NULL)
 		COMPLAIN(reading, false, "-%c must be %s; not \"%s\"", word->flag, allowed,
-			 settings_show(&shown, word->value, strlen(word->value)));
+		    settings_show(&shown, word->value, strlen(word->value)));
 	return value;
 }
 
@@ -271,10 +271,10 @@ complain_flag(struct reading *reading, const struct word *word)
 
 	if (word->flag == 'Z')
 		COMPLAIN(reading, false,
-			 "-Z is gone: it chose the locking of Qpopper 3 test versions; remove it");
+		    "-Z is gone: it chose the locking of Qpopper 3 test versions; remove it");
 	else
 		COMPLAIN(reading, false, "unknown option -%s; popper --help lists all of them",
-			 settings_show(&shown, &word->flag, 1));
+		    settings_show(&shown, &word->flag, 1));
 }
 
 static void
@@ -288,8 +288,8 @@ read_flag(struct reading *reading, const struct word *word)
 		COMPLAIN(reading, true, "-x has no effect; remove it");
 	} else if (word->flag == 'e') {
 		if (word->value == NULL)
-			COMPLAIN(reading, false,
-				 "-e needs login_delay=SECONDS, expire=DAYS or both");
+			COMPLAIN(
+			    reading, false, "-e needs login_delay=SECONDS, expire=DAYS or both");
 		else
 			read_announcements(reading, word->value);
 	} else if (option == NULL) {
@@ -326,11 +326,11 @@ complain_long(struct reading *reading, const char *name)
 
 	settings_show(&shown, name, strlen(name));
 	if (nearest != NULL)
-		COMPLAIN(reading, false, "unknown option --%s; did you mean --%s?", shown.text,
-			 nearest);
+		COMPLAIN(
+		    reading, false, "unknown option --%s; did you mean --%s?", shown.text, nearest);
 	else
 		COMPLAIN(reading, false, "unknown option --%s; popper --help lists all of them",
-			 shown.text);
+		    shown.text);
 }
 
 static void
@@ -344,8 +344,7 @@ read_long(struct reading *reading, const struct word *word)
 	if (read_general(reading, word))
 		return;
 	snprintf(name, sizeof name, "%.*s",
-		 (int)(word->name_size < sizeof name ? word->name_size : sizeof name - 1),
-		 word->name);
+	    (int)(word->name_size < sizeof name ? word->name_size : sizeof name - 1), word->name);
 	option = word->name_size < sizeof name ? settings_option_find(name) : NULL;
 	if (option == NULL) {
 		complain_long(reading, name);
@@ -358,7 +357,7 @@ read_long(struct reading *reading, const struct word *word)
 	}
 	settings_value_allowed(option, allowed, sizeof allowed);
 	COMPLAIN(reading, false, "--%s needs a value, as in --%s=VALUE%s%s", name, name,
-		 allowed[0] != '\0' ? ": " : "", allowed);
+	    allowed[0] != '\0' ? ": " : "", allowed);
 }
 
 static void
@@ -369,8 +368,7 @@ read_plain(struct reading *reading, const struct word *word, bool first)
 	struct error error;
 
 	if (!first)
-		COMPLAIN(
-		    reading, false,
+		COMPLAIN(reading, false,
 		    "unexpected word \"%s\"; only an address may stand without a hyphen, as the "
 		    "first word",
 		    settings_show(&shown, word->text, strlen(word->text)));
@@ -382,8 +380,7 @@ read_plain(struct reading *reading, const struct word *word, bool first)
 
 int
 settings_read_command_line(struct settings *settings, int argc, char *const argv[],
-			   struct settings_command_line *command_line_out,
-			   struct settings_report *report)
+    struct settings_command_line *command_line_out, struct settings_report *report)
 {
 	struct reading reading = { settings, command_line_out, report };
 	struct cursor cursor = { .argc = argc, .argv = argv, .index = 1 };

@@ -31,11 +31,11 @@
 #define TLS_OPTION_NO_RENEGOTIATION	       0x40000000
 #define TLS_OPTIONS_USED                                                                           \
 	(TLS_OPTION_CLEANSE_PLAINTEXT | TLS_OPTION_TLSEXT_PADDING |                                \
-	 TLS_OPTION_SAFARI_ECDHE_ECDSA_BUG | TLS_OPTION_IGNORE_UNEXPECTED_EOF |                    \
-	 TLS_OPTION_DONT_INSERT_EMPTY_FRAGMENTS | TLS_OPTION_NO_TICKET |                           \
-	 TLS_OPTION_NO_COMPRESSION | TLS_OPTION_PRIORITIZE_CHACHA |                                \
-	 TLS_OPTION_CIPHER_SERVER_PREFERENCE | TLS_OPTION_NO_OLD_VERSIONS | TLS_OPTION_NO_1_2 |    \
-	 TLS_OPTION_NO_1_3 | TLS_OPTION_NO_RENEGOTIATION)
+	    TLS_OPTION_SAFARI_ECDHE_ECDSA_BUG | TLS_OPTION_IGNORE_UNEXPECTED_EOF |                 \
+	    TLS_OPTION_DONT_INSERT_EMPTY_FRAGMENTS | TLS_OPTION_NO_TICKET |                        \
+	    TLS_OPTION_NO_COMPRESSION | TLS_OPTION_PRIORITIZE_CHACHA |                             \
+	    TLS_OPTION_CIPHER_SERVER_PREFERENCE | TLS_OPTION_NO_OLD_VERSIONS | TLS_OPTION_NO_1_2 | \
+	    TLS_OPTION_NO_1_3 | TLS_OPTION_NO_RENEGOTIATION)
 
 #define COMPLAIN(report, ...) settings_complain((report), false, "settings", __VA_ARGS__)
 #define WARN(report, ...)     settings_complain((report), true, "settings", __VA_ARGS__)
@@ -56,10 +56,9 @@ settings_tls_options_mask(int64_t bits, struct settings_remark *remark)
 
 	if (dropped != 0)
 		snprintf(remark->text, sizeof remark->text,
-			 "tls-options: the bits 0x%" PRIx64
-			 " are unknown, unsafe or without effect in "
-			 "a server and are left out",
-			 (uint64_t)dropped);
+		    "tls-options: the bits 0x%" PRIx64 " are unknown, unsafe or without effect in "
+		    "a server and are left out",
+		    (uint64_t)dropped);
 	return bits & TLS_OPTIONS_USED;
 }
 
@@ -67,21 +66,18 @@ static void
 check_without_certificate(const struct settings *settings, struct settings_report *report)
 {
 	if (settings->tls_support == TLS_SUPPORT_STLS)
-		COMPLAIN(report,
-			 "tls-support = stls needs a certificate: set tls-server-cert-file");
-	if (settings->tls_support == TLS_SUPPORT_ALTERNATE_PORT)
 		COMPLAIN(
-		    report,
+		    report, "tls-support = stls needs a certificate: set tls-server-cert-file");
+	if (settings->tls_support == TLS_SUPPORT_ALTERNATE_PORT)
+		COMPLAIN(report,
 		    "tls-support = alternate-port needs a certificate: set tls-server-cert-file");
 	if (settings->listen_tls.count > 0)
 		COMPLAIN(report, "listen-tls needs a certificate: set tls-server-cert-file");
 	if (settings->tls_private_key_file[0] != '\0')
-		COMPLAIN(
-		    report,
+		COMPLAIN(report,
 		    "tls-private-key-file is set without a certificate: set tls-server-cert-file");
 	if (settings->clear_text_password == CLEAR_TEXT_TLS)
-		COMPLAIN(
-		    report,
+		COMPLAIN(report,
 		    "clear-text-password = tls needs a certificate, otherwise nobody can log in: "
 		    "set tls-server-cert-file");
 }
@@ -114,8 +110,8 @@ finish_tls(struct settings *settings, struct settings_report *report)
 	if (settings->tls_support == TLS_SUPPORT_NONE && settings->listen_tls.count == 0 &&
 	    settings->listen.count > 0)
 		WARN(report,
-		     "tls-support = none and no listen-tls: TLS is offered to nobody; remove "
-		     "the tls-support line to offer STLS");
+		    "tls-support = none and no listen-tls: TLS is offered to nobody; remove "
+		    "the tls-support line to offer STLS");
 	check_versions(settings, report);
 }
 
@@ -129,8 +125,7 @@ finish_login(struct settings *settings, struct settings_report *report)
 	if (has_file && !settings_given(settings, "authentication"))
 		settings->authentication = AUTHENTICATION_PASSWD_FILE;
 	if (has_file && settings->authentication != AUTHENTICATION_PASSWD_FILE)
-		COMPLAIN(
-		    report,
+		COMPLAIN(report,
 		    "passwd-file is set but authentication = %s: one service has one source of "
 		    "users; remove one of the two",
 		    settings->authentication == AUTHENTICATION_PAM ? "pam" : "shadow");
@@ -142,8 +137,8 @@ finish_login(struct settings *settings, struct settings_report *report)
 		WARN(report, "pam-service has no effect, as authentication is not pam");
 	if (settings->failure_delay >= settings->login_timeout)
 		COMPLAIN(report,
-			 "failure-delay must be less than login-timeout, or no failed login "
-			 "is ever answered");
+		    "failure-delay must be less than login-timeout, or no failed login "
+		    "is ever answered");
 }
 
 /* ---- listeners ---- */
@@ -170,7 +165,7 @@ same_address(const struct settings_address *a, const struct settings_address *b)
 /* Complain about the addresses of list, from number first on, that are the one given. */
 static void
 check_against(const struct settings_list *list, uint32_t first, uint16_t default_port,
-	      const struct settings_address *address, struct settings_report *report)
+    const struct settings_address *address, struct settings_report *report)
 {
 	uint32_t i;
 
@@ -179,8 +174,8 @@ check_against(const struct settings_list *list, uint32_t first, uint16_t default
 
 		if (same_address(address, &other))
 			COMPLAIN(report, "%s port %u is listened on twice: remove one of the lines",
-				 address->host[0] != '\0' ? address->host : "every address",
-				 address->port);
+			    address->host[0] != '\0' ? address->host : "every address",
+			    address->port);
 	}
 }
 

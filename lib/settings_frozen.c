@@ -80,8 +80,8 @@ word_of(const struct option *option, int64_t number)
 
 /* Write value number index as it would stand in a file, without quotes. */
 static void
-print_value(const struct settings *settings, const struct option *option, uint32_t index,
-	    FILE *stream)
+print_value(
+    const struct settings *settings, const struct option *option, uint32_t index, FILE *stream)
 {
 	const void *field = field_of(settings, option);
 	const char *word;
@@ -261,7 +261,7 @@ thaw_value(struct settings *settings, const char *name, const char *marked, stru
 
 	if (option == NULL || option->size == 0 || (marked[0] != '+' && marked[0] != '-'))
 		return error_set(error, ERROR_FORMAT, "frozen settings: bad entry \"%s\"",
-				 settings_show(&shown, name, strlen(name)));
+		    settings_show(&shown, name, strlen(name)));
 	if (settings_value_set(settings, option, marked + 1, &remark) != 0)
 		return error_set(error, ERROR_FORMAT, "frozen settings: %.200s", remark.text);
 	if (marked[0] == '+')

@@ -55,13 +55,13 @@ check_string(const struct option *option, const char *text, struct settings_rema
 		return fail(remark, "%s must not be empty", option->name);
 	if (strlen(text) > SETTINGS_STRING_MAX)
 		return fail(remark, "the value of %s is longer than %d octets", option->name,
-			    SETTINGS_STRING_MAX);
+		    SETTINGS_STRING_MAX);
 	if (has_control_octet(text))
 		return fail(remark, "%s must not contain control characters", option->name);
 	wrong = settings_form_error(option->form, text);
 	if (wrong != NULL)
 		return fail(remark, "%s %s, not \"%s\"", option->name, wrong,
-			    settings_show(&shown, text, strlen(text)));
+		    settings_show(&shown, text, strlen(text)));
 	return 0;
 }
 
@@ -81,7 +81,7 @@ settings_value_allowed(const struct option *option, char *out, size_t size)
 		used = (size_t)snprintf(out, size, "a whole number");
 	else if (option->type == OPTION_INTEGER)
 		used = (size_t)snprintf(out, size, "a whole number from %" PRId64 " to %" PRId64,
-					option->minimum, option->maximum);
+		    option->minimum, option->maximum);
 	for (; word != NULL && word->name != NULL && used < size; word++) {
 		if (word->refusal != NULL)
 			continue;
@@ -98,7 +98,7 @@ fail_allowed(const struct option *option, const char *text, struct settings_rema
 
 	settings_value_allowed(option, allowed, sizeof allowed);
 	return fail(remark, "%s must be %s; not \"%s\"", option->name, allowed,
-		    settings_show(&shown, text, strlen(text)));
+	    settings_show(&shown, text, strlen(text)));
 }
 
 /* Base detection as strtoll does it: 10, 0x10 and 010 (reference 5.1). */
@@ -116,7 +116,7 @@ read_integer(const char *text, int64_t *number_out)
 
 static int
 parse_boolean(const struct option *option, const char *text, int64_t *number_out,
-	      struct settings_remark *remark)
+    struct settings_remark *remark)
 {
 	if (strcasecmp(text, "true") == 0 || strcmp(text, "1") == 0)
 		*number_out = true;
@@ -140,13 +140,13 @@ find_word(const struct option *option, const char *text)
 
 static int
 parse_number(const struct option *option, const char *text, int64_t *number_out,
-	     struct settings_remark *remark)
+    struct settings_remark *remark)
 {
 	const struct option_mnemonic *word = find_word(option, text);
 
 	if (word != NULL && word->refusal != NULL)
-		return fail(remark, "%s = %s is refused: %s", option->name, word->name,
-			    word->refusal);
+		return fail(
+		    remark, "%s = %s is refused: %s", option->name, word->name, word->refusal);
 	if (word != NULL) {
 		*number_out = word->value;
 		return 0;
@@ -160,7 +160,7 @@ parse_number(const struct option *option, const char *text, int64_t *number_out,
 /* Check text; numbers, words and Booleans go to *number_out. */
 static int
 parse_value(const struct option *option, const char *text, int64_t *number_out,
-	    struct settings_remark *remark)
+    struct settings_remark *remark)
 {
 	*number_out = 0;
 	switch (option->type) {
@@ -194,8 +194,8 @@ is_default(const struct option *option, const char *text, int64_t number)
 }
 
 static int
-check_status(const struct option *option, const char *text, int64_t number,
-	     struct settings_remark *remark)
+check_status(
+    const struct option *option, const char *text, int64_t number, struct settings_remark *remark)
 {
 	struct settings_shown shown;
 
@@ -204,8 +204,7 @@ check_status(const struct option *option, const char *text, int64_t number,
 		break;
 	case OPTION_DEFAULT_ONLY:
 		if (!is_default(option, text, number))
-			return fail(
-			    remark,
+			return fail(remark,
 			    "%s = %s is not available in this version yet: remove the line, or "
 			    "set it to %s",
 			    option->name, settings_show(&shown, text, strlen(text)),
@@ -214,7 +213,7 @@ check_status(const struct option *option, const char *text, int64_t number,
 	case OPTION_UNAVAILABLE:
 		if (!is_default(option, text, number))
 			return fail(remark, "%s is not available in this version: %s", option->name,
-				    option->replacement);
+			    option->replacement);
 		break;
 	case OPTION_RETIRED:
 		fail(remark, "%s has no effect: %s", option->name, option->replacement);
@@ -259,11 +258,11 @@ store_string(char **field, const char *text, struct settings_remark *remark)
 
 static int
 store_list_value(struct settings_list *list, const struct option *option, const char *text,
-		 struct settings_remark *remark)
+    struct settings_remark *remark)
 {
 	if (list->count == SETTINGS_LIST_MAX)
-		return fail(remark, "%s may be given %d times at most", option->name,
-			    SETTINGS_LIST_MAX);
+		return fail(
+		    remark, "%s may be given %d times at most", option->name, SETTINGS_LIST_MAX);
 	if (store_string(&list->values[list->count], text, remark) != 0)
 		return -1;
 	list->count++;
@@ -284,7 +283,7 @@ store_trace(struct settings *settings, const struct option *option, struct setti
 
 static int
 store_value(struct settings *settings, const struct option *option, const char *text,
-	    int64_t number, struct settings_remark *remark)
+    int64_t number, struct settings_remark *remark)
 {
 	void *field = field_of(settings, option);
 
@@ -337,7 +336,7 @@ settings_mark_given(struct settings *settings, const struct option *option)
 
 int
 settings_value_set(struct settings *settings, const struct option *option, const char *text,
-		   struct settings_remark *remark)
+    struct settings_remark *remark)
 {
 	int64_t number;
 
@@ -351,7 +350,7 @@ settings_value_set(struct settings *settings, const struct option *option, const
 
 int
 settings_value_apply(struct settings *settings, const struct option *option, const char *text,
-		     const char *where, struct settings_report *report)
+    const char *where, struct settings_report *report)
 {
 	struct settings_remark remark;
 	int result = settings_value_set(settings, option, text, &remark);

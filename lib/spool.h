@@ -12,9 +12,9 @@
 
 #include "lib/error.h"
 
-#define SPOOL_NAME_MAX	   255	/* bytes of a file name, without the NUL */
+#define SPOOL_NAME_MAX	    255	 /* bytes of a file name, without the NUL */
 #define SPOOL_DIRECTORY_MAX 1023 /* bytes of a directory's path, without the NUL */
-#define USER_NAME_MAX	   64	/* octets of a user name (reference 8.9) */
+#define USER_NAME_MAX	    64	 /* octets of a user name (reference 8.9) */
 
 /* The names that belong to one maildrop. All strings NUL-terminated. */
 struct spool_names {

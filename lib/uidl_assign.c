@@ -60,8 +60,7 @@ uidl_format(const struct mbox_table *table, const struct mbox_message *message,
 	size_t length;
 
 	if (!(message->uid & MBOX_UID_IN_STRINGS))
-		return format_ordinal(
-		    message->digest, message->uid & ~MBOX_UID_REJECTED, out);
+		return format_ordinal(message->digest, message->uid & ~MBOX_UID_REJECTED, out);
 	if (position >= table->strings_size)
 		return format_ordinal(message->digest, 1, out);
 	length = table->strings_size - position;

@@ -8,7 +8,7 @@
 #include "tests/unit/message_samples.h"
 
 static const enum role all_roles[] = { ROLE_MASTER, ROLE_MONITOR, ROLE_WORKER_PARENT, ROLE_WORKER,
-				       ROLE_SIGNER, ROLE_AUTH,	  ROLE_VERIFIER,      ROLE_AGENT };
+	ROLE_SIGNER, ROLE_AUTH, ROLE_VERIFIER, ROLE_AGENT };
 #define ROLE_COUNT (sizeof all_roles / sizeof all_roles[0])
 
 static bool
@@ -234,11 +234,11 @@ store(unsigned char *field, size_t size, uint64_t value)
 	uint32_t four = (uint32_t)value;
 
 	memcpy(field,
-	       size == 1   ? (void *)&one
-	       : size == 2 ? (void *)&two
-	       : size == 4 ? (void *)&four
-			   : (void *)&value,
-	       size);
+	    size == 1	? (void *)&one
+	    : size == 2 ? (void *)&two
+	    : size == 4 ? (void *)&four
+			: (void *)&value,
+	    size);
 }
 
 START_TEST(every_field_out_of_range_is_refused)
@@ -406,9 +406,9 @@ rules_case(void)
 	tcase_add_loop_test(rules, descriptor_count_is_checked, 0, TYPE_COUNT);
 	tcase_add_test(rules, unknown_types_are_refused);
 	tcase_add_loop_test(rules, every_field_out_of_range_is_refused, 0,
-			    sizeof wrong_values / sizeof wrong_values[0]);
-	tcase_add_loop_test(rules, strings_end_inside_their_array, 0,
-			    sizeof strings / sizeof strings[0]);
+	    sizeof wrong_values / sizeof wrong_values[0]);
+	tcase_add_loop_test(
+	    rules, strings_end_inside_their_array, 0, sizeof strings / sizeof strings[0]);
 	tcase_add_test(rules, channel_roles_depend_on_the_receiver);
 	tcase_add_test(rules, table_in_a_memfd_has_no_tail);
 	tcase_add_test(rules, empty_and_refused_logins_are_valid);

@@ -89,10 +89,10 @@ START_TEST(every_type_travels)
 	make_valid(type, &sent);
 	for (unsigned i = 0; i < sent.fd_count; i++)
 		fds[i] = pair[0];
-	ck_assert_int_eq(message_send(pair[0], (enum message_type)type, sent.payload.bytes,
-				      sent.tail_size ? sent.tail : NULL, sent.tail_size, fds,
-				      sent.fd_count, &error),
-			 0);
+	ck_assert_int_eq(
+	    message_send(pair[0], (enum message_type)type, sent.payload.bytes,
+		sent.tail_size ? sent.tail : NULL, sent.tail_size, fds, sent.fd_count, &error),
+	    0);
 	ck_assert_int_eq(receive(type, &received, &error), 0);
 	ck_assert_mem_eq(&received, &sent, packet_size(&sent));
 	ck_assert_uint_eq(received.tail_size, sent.tail_size);
@@ -190,8 +190,8 @@ START_TEST(closed_and_full_channels_are_told_apart)
 		ck_assert_int_lt(sent++, 100000);
 	ck_assert_int_eq(error.code, ERROR_LIMIT);
 	close(pair[1]);
-	ck_assert_int_eq(message_send(pair[0], MESSAGE_DRAIN, &drain, NULL, 0, NULL, 0, &error),
-			 -1);
+	ck_assert_int_eq(
+	    message_send(pair[0], MESSAGE_DRAIN, &drain, NULL, 0, NULL, 0, &error), -1);
 	ck_assert_int_eq(error.code, ERROR_CLOSED);
 	pair[1] = dup(pair[0]);
 	close(pair[0]);
@@ -208,8 +208,8 @@ START_TEST(sending_checks_its_sizes)
 
 	ck_assert_int_eq(message_send(pair[0], MESSAGE_DRAIN, &drain, "x", 1, NULL, 0, &error), -1);
 	ck_assert_int_eq(error.code, ERROR_INTERNAL);
-	ck_assert_int_eq(message_send(pair[0], MESSAGE_DRAIN, &drain, NULL, 0, pair, 1, &error),
-			 -1);
+	ck_assert_int_eq(
+	    message_send(pair[0], MESSAGE_DRAIN, &drain, NULL, 0, pair, 1, &error), -1);
 	ck_assert_int_eq(error.code, ERROR_INTERNAL);
 	ck_assert_int_eq(
 	    message_send(pair[0], (enum message_type)99, &drain, NULL, 0, NULL, 0, &error), -1);

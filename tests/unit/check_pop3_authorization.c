@@ -95,8 +95,8 @@ START_TEST(test_refusals_return_to_authorization_and_the_last_closes)
 	ck_assert_str_eq(harness.session.user, "");
 	expect("PASS secret\r\n", "-ERR Unknown command: \"PASS\".\r\n");
 	expect("USER nobody\r\nPASS x\r\n", "+OK Password required for nobody.\r\n" REFUSED);
-	expect("USER joe\r\nPASS wrong\r\nUSER joe\r\n",
-	       "+OK Password required for joe.\r\n" REFUSED);
+	expect(
+	    "USER joe\r\nPASS wrong\r\nUSER joe\r\n", "+OK Password required for joe.\r\n" REFUSED);
 	ck_assert(harness_closed(&harness));
 	ck_assert_int_eq(harness.session.state, POP3_CLOSED);
 	ck_assert_uint_eq(harness.session.login_failures, 3);
@@ -203,7 +203,7 @@ START_TEST(test_names_are_processed_and_impossible_ones_refused_like_all)
 	ck_assert_int_eq(strncmp(harness_output(&harness), "+OK ", 4), 0);
 	expect("PASS x\r\n", REFUSED);
 	snprintf(text, sizeof(text), "user=[%s] password=[x]%s\n", row->user,
-		 row->invalid ? " invalid" : "");
+	    row->invalid ? " invalid" : "");
 	expect_event(text);
 }
 END_TEST
@@ -288,11 +288,16 @@ struct policy_case {
 };
 
 static const struct policy_case policy_cases[] = {
-	{ CLEAR_TEXT_DEFAULT, false, false, true }, { CLEAR_TEXT_ALWAYS, false, false, true },
-	{ CLEAR_TEXT_NEVER, true, true, false },    { CLEAR_TEXT_NEVER, false, false, false },
-	{ CLEAR_TEXT_LOCAL, false, false, false },  { CLEAR_TEXT_LOCAL, true, false, false },
-	{ CLEAR_TEXT_LOCAL, false, true, true },    { CLEAR_TEXT_TLS, false, false, false },
-	{ CLEAR_TEXT_TLS, false, true, false },	    { CLEAR_TEXT_TLS, true, false, true },
+	{ CLEAR_TEXT_DEFAULT, false, false, true },
+	{ CLEAR_TEXT_ALWAYS, false, false, true },
+	{ CLEAR_TEXT_NEVER, true, true, false },
+	{ CLEAR_TEXT_NEVER, false, false, false },
+	{ CLEAR_TEXT_LOCAL, false, false, false },
+	{ CLEAR_TEXT_LOCAL, true, false, false },
+	{ CLEAR_TEXT_LOCAL, false, true, true },
+	{ CLEAR_TEXT_TLS, false, false, false },
+	{ CLEAR_TEXT_TLS, false, true, false },
+	{ CLEAR_TEXT_TLS, true, false, true },
 };
 
 static void
@@ -313,7 +318,7 @@ expect_password_refused(void)
 	const char *answer;
 
 	expect("AUTH\r\n",
-	       "+OK list of SASL mechanisms follows\r\nX-NONE-SO-USE-APOP-OR-STLS\r\n.\r\n");
+	    "+OK list of SASL mechanisms follows\r\nX-NONE-SO-USE-APOP-OR-STLS\r\n.\r\n");
 	harness_say(&harness, "CAPA\r\n");
 	answer = harness_output(&harness);
 	ck_assert_ptr_null(strstr(answer, "SASL"));
@@ -392,7 +397,7 @@ struct plain_case {
 static const struct plain_case plain_cases[] = {
 	{ "am9lAGpvZQBzZWNyZXQ=", "user=[joe] password=[secret]\n" }, /* joe NUL joe NUL secret */
 	{ "cm9vdABqb2UAc2VjcmV0",
-	  "user=[joe] password=[] invalid\n" },			     /* root NUL joe NUL secret */
+	    "user=[joe] password=[] invalid\n" },		     /* root NUL joe NUL secret */
 	{ "AGpvZQBzZWNyZXQ", "user=[] password=[] invalid\n" },	     /* padding missing */
 	{ "AGpvZQBzZWNyZXR=", "user=[] password=[] invalid\n" },     /* unused bits not zero */
 	{ "AGpvZQBzZWNyZXQ=AAAA", "user=[] password=[] invalid\n" }, /* padding inside */
@@ -424,10 +429,8 @@ START_TEST(test_malformed_plain_is_refused_like_a_wrong_password)
 }
 END_TEST
 
-static const char *const bad_continuations[] = {
-	"\r\n",		"=\r\n",  " AGpvZQBzZWNyZXQ=\r\n", "AGpvZQBzZWNyZXQ= \r\n",
-	"QUIT\r\n\r\n", "**\r\n", "AGpv\tZQBzZWNyZXQ\r\n"
-};
+static const char *const bad_continuations[] = { "\r\n", "=\r\n", " AGpvZQBzZWNyZXQ=\r\n",
+	"AGpvZQBzZWNyZXQ= \r\n", "QUIT\r\n\r\n", "**\r\n", "AGpv\tZQBzZWNyZXQ\r\n" };
 
 START_TEST(test_continuation_is_taken_strictly)
 {
@@ -455,8 +458,8 @@ START_TEST(test_unknown_mechanism_is_named_escaped_and_cut)
 
 	connect_plain();
 	expect("AUTH CRAM-MD5\r\n", "-ERR Unknown authentication mechanism \"CRAM-MD5\".\r\n");
-	expect("AUTH %s%n\"\x80\r\n",
-	       "-ERR Unknown authentication mechanism \"%s%n\\x22\\x80\".\r\n");
+	expect(
+	    "AUTH %s%n\"\x80\r\n", "-ERR Unknown authentication mechanism \"%s%n\\x22\\x80\".\r\n");
 	memset(line + 5, 'M', 200);
 	memcpy(line + 205, "\r\n", sizeof("\r\n"));
 	harness_say(&harness, line);
@@ -490,11 +493,11 @@ START_TEST(test_stls_takes_no_octet_behind_its_line)
 	size_t used;
 
 	connect_plain();
-	ck_assert_int_eq(pop3_feed(&harness.session, input, strlen(input), &used, &harness.out),
-			 POP3_WANT_TLS);
+	ck_assert_int_eq(
+	    pop3_feed(&harness.session, input, strlen(input), &used, &harness.out), POP3_WANT_TLS);
 	ck_assert_uint_eq(used, strlen("CAPA\r\nSTLS\r\n"));
-	ck_assert_int_eq(pop3_feed(&harness.session, "X\r\n", 3, &used, &harness.out),
-			 POP3_WANT_TLS);
+	ck_assert_int_eq(
+	    pop3_feed(&harness.session, "X\r\n", 3, &used, &harness.out), POP3_WANT_TLS);
 	ck_assert_uint_eq(used, 0);
 }
 END_TEST
@@ -532,14 +535,14 @@ add_password_tests(Suite *suite)
 	tcase_add_loop_test(tcase, test_pass_takes_the_rest_of_the_line, 0, COUNT(pass_cases));
 	tcase_add_test(tcase, test_too_long_password_is_refused_not_cut);
 	tcase_add_loop_test(tcase, test_names_are_processed_and_impossible_ones_refused_like_all, 0,
-			    COUNT(name_cases));
-	tcase_add_loop_test(tcase, test_other_failures_have_their_code_and_close, 0,
-			    COUNT(status_cases));
+	    COUNT(name_cases));
+	tcase_add_loop_test(
+	    tcase, test_other_failures_have_their_code_and_close, 0, COUNT(status_cases));
 	tcase_add_test(tcase, test_quit_after_user_is_noted_as_a_probe);
 	tcase_add_test(tcase, test_quit_before_user_is_no_probe);
 	tcase_add_loop_test(tcase, test_secrets_reach_no_command_note, 0, COUNT(secret_lines));
-	tcase_add_loop_test(tcase, test_clear_text_policy_governs_user_auth_and_capa_alike, 0,
-			    COUNT(policy_cases));
+	tcase_add_loop_test(
+	    tcase, test_clear_text_policy_governs_user_auth_and_capa_alike, 0, COUNT(policy_cases));
 	tcase_add_test(tcase, test_refusal_outside_tls_says_what_to_do);
 }
 
@@ -551,10 +554,10 @@ add_auth_tests(Suite *suite)
 	tcase_add_test(tcase, test_auth_plain_with_initial_response);
 	tcase_add_test(tcase, test_auth_plain_with_continuation);
 	tcase_add_test(tcase, test_auth_plain_is_cancelled_by_an_asterisk);
-	tcase_add_loop_test(tcase, test_malformed_plain_is_refused_like_a_wrong_password, 0,
-			    COUNT(plain_cases));
-	tcase_add_loop_test(tcase, test_continuation_is_taken_strictly, 0,
-			    COUNT(bad_continuations));
+	tcase_add_loop_test(
+	    tcase, test_malformed_plain_is_refused_like_a_wrong_password, 0, COUNT(plain_cases));
+	tcase_add_loop_test(
+	    tcase, test_continuation_is_taken_strictly, 0, COUNT(bad_continuations));
 	tcase_add_test(tcase, test_plain_obeys_the_name_rules);
 	tcase_add_test(tcase, test_unknown_mechanism_is_named_escaped_and_cut);
 	tcase_add_test(tcase, test_stls_forgets_the_name_and_what_was_sent_ahead);

@@ -50,8 +50,8 @@ expect(const char *text, const char *answer)
 START_TEST(test_greeting_has_no_angle_brackets_without_apop)
 {
 	harness_connect(&harness, false);
-	ck_assert_str_eq(harness_output(&harness), "+OK Qpopper (version " PACKAGE_VERSION
-						   ") at mail.example.org starting. \r\n");
+	ck_assert_str_eq(harness_output(&harness),
+	    "+OK Qpopper (version " PACKAGE_VERSION ") at mail.example.org starting. \r\n");
 	ck_assert_ptr_null(harness.session.timestamp);
 }
 END_TEST
@@ -61,8 +61,8 @@ START_TEST(test_greeting_carries_the_timestamp_with_apop)
 	harness.host.apop_offered = true;
 	harness_connect(&harness, false);
 	ck_assert_str_eq(harness_output(&harness),
-			 "+OK Qpopper (version " PACKAGE_VERSION ") at mail.example.org starting.  "
-			 "<256.7@mail.example.org>\r\n");
+	    "+OK Qpopper (version " PACKAGE_VERSION ") at mail.example.org starting.  "
+	    "<256.7@mail.example.org>\r\n");
 	harness_say(&harness, HARNESS_LOGIN);
 	ck_assert_ptr_null(harness.session.timestamp);
 }
@@ -156,9 +156,9 @@ static const struct transcript transcripts[] = {
 	{ TEXT("  AUTH\tPLAIN " LONG_504 "\r\nAUTHX " LONG_504 "\r\nQUIT\r\n") },
 	/* AUTH that ends before, at and behind octet 512 */
 	{ TEXT(BLANK_128 BLANK_128 BLANK_128 BLANK_128
-	       "AUTH PLAIN =\r\nCAPA\r\n" BLANK_128 BLANK_128 BLANK_128 LONG_63 BLANK_16
-	       "AUTH\r\n" BLANK_128 BLANK_128 BLANK_128 BLANK_16 BLANK_16 BLANK_16 BLANK_16 BLANK_16
-		   BLANK_16 BLANK_16 "           AUTH PLAIN\r\n") },
+	    "AUTH PLAIN =\r\nCAPA\r\n" BLANK_128 BLANK_128 BLANK_128 LONG_63 BLANK_16
+	    "AUTH\r\n" BLANK_128 BLANK_128 BLANK_128 BLANK_16 BLANK_16 BLANK_16 BLANK_16 BLANK_16
+		BLANK_16 BLANK_16 "           AUTH PLAIN\r\n") },
 	{ TEXT(HARNESS_LOGIN "AUTH PLAIN " LONG_504 "\r\nPASS " LONG_504 "abc\r\nQUIT\r\n") },
 	{ TEXT(HARNESS_LOGIN NOOP_512 NOOP_512 NOOP_512 NOOP_512 "DELE 1\r\nQUIT\r\n") },
 	{ TEXT("\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03\n\r\n\0\n\xff\xfe\n") },
@@ -182,7 +182,7 @@ copy_record(struct record *record, const struct buffer *buffer)
 
 static void
 play(const struct transcript *transcript, enum harness_cut cut, uint32_t seed,
-     struct record *output, struct record *events)
+    struct record *output, struct record *events)
 {
 	harness_prepare(&harness, 3);
 	harness.cut = cut;
@@ -366,8 +366,12 @@ END_TEST
 /* ---- what is no command ---- */
 
 static const struct transcript control_lines[] = {
-	{ TEXT("CAPA\0\r\n") },		 { TEXT("\0CAPA\r\n") },     { TEXT("USER j\001oe\r\n") },
-	{ TEXT("USER joe\x7f\r\n") },	 { TEXT("USER joe\r\r\n") }, { TEXT("US\rER joe\r\n") },
+	{ TEXT("CAPA\0\r\n") },
+	{ TEXT("\0CAPA\r\n") },
+	{ TEXT("USER j\001oe\r\n") },
+	{ TEXT("USER joe\x7f\r\n") },
+	{ TEXT("USER joe\r\r\n") },
+	{ TEXT("US\rER joe\r\n") },
 	{ TEXT("USER joe\x1b[2J\r\n") },
 };
 
@@ -415,8 +419,7 @@ END_TEST
 START_TEST(test_every_error_is_noted)
 {
 	harness_say(&harness, "FOO\r\nUSER\r\n");
-	ck_assert_str_eq(
-	    harness_events(&harness),
+	ck_assert_str_eq(harness_events(&harness),
 	    "note COMMAND FOO\nnote ERROR -ERR Unknown command: \"FOO\".\n"
 	    "note COMMAND USER\nnote ERROR -ERR Too few arguments for the USER command.\n");
 }
@@ -449,16 +452,16 @@ make_suite(void)
 	tcase_add_test(greeting, test_timestamp_is_made_from_all_random_octets);
 	suite_add_tcase(suite, greeting);
 	tcase_set_timeout(cuts, 120);
-	tcase_add_loop_test(cuts, test_cuts_change_neither_answers_nor_wants, 0,
-			    COUNT(transcripts));
+	tcase_add_loop_test(
+	    cuts, test_cuts_change_neither_answers_nor_wants, 0, COUNT(transcripts));
 	suite_add_tcase(suite, cuts);
 	tcase_set_timeout(tcase, 60);
 	tcase_add_checked_fixture(tcase, connect_plain, finish);
 	tcase_add_test(tcase, test_pipelined_commands_that_fill_out_are_all_answered);
-	tcase_add_loop_test(tcase, test_line_may_have_its_limit_and_not_one_octet_more, 0,
-			    COUNT(length_cases));
-	tcase_add_loop_test(tcase, test_over_long_line_is_discarded_whole_and_counted, 0,
-			    COUNT(long_sizes));
+	tcase_add_loop_test(
+	    tcase, test_line_may_have_its_limit_and_not_one_octet_more, 0, COUNT(length_cases));
+	tcase_add_loop_test(
+	    tcase, test_over_long_line_is_discarded_whole_and_counted, 0, COUNT(long_sizes));
 	tcase_add_test(tcase, test_endless_line_needs_no_memory);
 	tcase_add_test(tcase, test_third_over_long_line_closes);
 	tcase_add_test(tcase, test_over_long_response_ends_the_sasl_exchange);

@@ -142,7 +142,7 @@ START_TEST(test_capa_before_and_after_login_differ_in_stls_only)
 						   "STLS\r\n" CAPA_IMPLEMENTATION ".\r\n");
 	expect("PASS secret\r\n", "+OK joe has 2 visible messages (0 hidden) in 201 octets.\r\n");
 	expect("CAPA\r\n",
-	       CAPA_HEAD CAPA_PASSWORD "EXPIRE NEVER\r\n" CAPA_TAIL CAPA_IMPLEMENTATION ".\r\n");
+	    CAPA_HEAD CAPA_PASSWORD "EXPIRE NEVER\r\n" CAPA_TAIL CAPA_IMPLEMENTATION ".\r\n");
 }
 END_TEST
 
@@ -151,7 +151,7 @@ START_TEST(test_capa_inside_tls_has_no_stls)
 	harness_connect(&harness, true);
 	harness_output(&harness);
 	expect("CAPA\r\n",
-	       CAPA_HEAD CAPA_PASSWORD "EXPIRE NEVER\r\n" CAPA_TAIL CAPA_IMPLEMENTATION ".\r\n");
+	    CAPA_HEAD CAPA_PASSWORD "EXPIRE NEVER\r\n" CAPA_TAIL CAPA_IMPLEMENTATION ".\r\n");
 }
 END_TEST
 
@@ -162,12 +162,12 @@ START_TEST(test_shy_capa_names_the_implementation_after_login_only)
 	harness.settings.announce_expire = 0;
 	harness.host.tls_offered = false;
 	connect_plain();
-	expect("CAPA\r\n",
-	       CAPA_HEAD CAPA_PASSWORD "LOGIN-DELAY 60\r\nEXPIRE 0\r\n" CAPA_TAIL ".\r\n");
+	expect(
+	    "CAPA\r\n", CAPA_HEAD CAPA_PASSWORD "LOGIN-DELAY 60\r\nEXPIRE 0\r\n" CAPA_TAIL ".\r\n");
 	harness_say(&harness, HARNESS_LOGIN);
 	harness_output(&harness);
 	expect("CAPA\r\n", CAPA_HEAD CAPA_PASSWORD
-	       "LOGIN-DELAY 60\r\nEXPIRE 0\r\n" CAPA_TAIL CAPA_IMPLEMENTATION ".\r\n");
+	    "LOGIN-DELAY 60\r\nEXPIRE 0\r\n" CAPA_TAIL CAPA_IMPLEMENTATION ".\r\n");
 }
 END_TEST
 
@@ -210,7 +210,7 @@ static const struct argument_case argument_cases[] = {
 	{ "LIST 4294967297\r\n", ABSENT("4294967297") },
 	{ "LIST 18446744073709551617\r\n", ABSENT("18446744073709551617") },
 	{ "LIST 184467440737095516170000000000000000001\r\n",
-	  ABSENT("18446744073709551617000000000000") },
+	    ABSENT("18446744073709551617000000000000") },
 	{ "LIST -1\r\n", NO_NUMBER("-1") },
 	{ "LIST +1\r\n", NO_NUMBER("+1") },
 	{ "LIST 1x\r\n", NO_NUMBER("1x") },
@@ -243,8 +243,8 @@ START_TEST(test_text_behind_a_nul_is_not_ignored)
 	static const char line[] = "DELE 1\0 2\r\n";
 
 	harness_send(&harness, line, sizeof(line) - 1);
-	ck_assert_str_eq(harness_output(&harness),
-			 "-ERR Control octets are not allowed in a command.\r\n");
+	ck_assert_str_eq(
+	    harness_output(&harness), "-ERR Control octets are not allowed in a command.\r\n");
 	ck_assert_uint_eq(harness.session.deleted_count, 0);
 }
 END_TEST
@@ -254,8 +254,8 @@ END_TEST
 START_TEST(test_counts_leave_deleted_messages_out_and_never_renumber)
 {
 	expect("STAT\r\n", "+OK 3 303\r\n");
-	expect("LIST\r\n",
-	       "+OK 3 visible messages (303 octets)\r\n1 100\r\n2 101\r\n3 102\r\n.\r\n");
+	expect(
+	    "LIST\r\n", "+OK 3 visible messages (303 octets)\r\n1 100\r\n2 101\r\n3 102\r\n.\r\n");
 	expect("DELE 2\r\n", "+OK Message 2 has been deleted; QUIT makes it final.\r\n");
 	expect("STAT\r\n", "+OK 2 202\r\n");
 	expect("LIST\r\n", "+OK 2 visible messages (202 octets)\r\n1 100\r\n3 102\r\n.\r\n");
@@ -280,7 +280,7 @@ START_TEST(test_uidl_lines_have_number_blank_and_unique_id)
 	harness_say(&harness, "DELE 2\r\n");
 	harness_output(&harness);
 	snprintf(answer, sizeof(answer), "+OK unique-id listing follows\r\n1 %s\r\n3 %s\r\n.\r\n",
-		 one, three);
+	    one, three);
 	expect("UIDL\r\n", answer);
 	snprintf(answer, sizeof(answer), "+OK 3 %s\r\n", three);
 	expect("UIDL 3\r\n", answer);
@@ -490,8 +490,8 @@ make_suite(void)
 	suite_add_tcase(suite, capa);
 	tcase_add_checked_fixture(tcase, log_in, finish);
 	tcase_set_timeout(tcase, 60);
-	tcase_add_loop_test(tcase, test_arguments_are_counted_and_checked, 0,
-			    COUNT(argument_cases));
+	tcase_add_loop_test(
+	    tcase, test_arguments_are_counted_and_checked, 0, COUNT(argument_cases));
 	tcase_add_test(tcase, test_text_behind_a_nul_is_not_ignored);
 	tcase_add_test(tcase, test_counts_leave_deleted_messages_out_and_never_renumber);
 	tcase_add_test(tcase, test_uidl_lines_have_number_blank_and_unique_id);

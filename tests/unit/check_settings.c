@@ -124,7 +124,7 @@ START_TEST(settings_of_every_type_are_read)
 				   "set listen = 110\n"
 				   "set listen = \"[::1]:1100\"\n"
 				   "set timing"),
-			 0);
+	    0);
 	ck_assert_uint_eq(report.count, 0);
 	ck_assert_int_eq(settings->timeout, 30);
 	ck_assert_int_eq(settings->login_timeout, 32);
@@ -147,7 +147,7 @@ START_TEST(quotes_keep_blanks_marks_and_hash_signs)
 	ck_assert_int_eq(read_text("set log-login = \"say \\\"%1\\\" # 'x' `y` \\n\"\n"
 				   "set tls-cipher-list = `a 'b' \"c\"`\n"
 				   "set spool-dir = '/it\\'s here'\n"),
-			 0);
+	    0);
 	ck_assert_str_eq(settings->log_login, "say \"%1\" # 'x' `y` \\n");
 	ck_assert_str_eq(settings->tls_cipher_list, "a 'b' \"c\"");
 	ck_assert_str_eq(settings->spool_dir, "/it's here");
@@ -212,11 +212,11 @@ static const struct bad_line bad_lines[] = {
 	{ "set config-file = ''", "config-file needs the path" },
 	{ "set shy\001", "1:8: octet \\001 is not allowed" },
 	{ "set update-on-abort",
-	  "update-on-abort = true is not available in this version yet: remove "
-	  "the line, or set it to false" },
+	    "update-on-abort = true is not available in this version yet: remove "
+	    "the line, or set it to false" },
 	{ "reset server-mode",
-	  "server-mode = false is not available in this version yet: remove the "
-	  "line, or set it to true" },
+	    "server-mode = false is not available in this version yet: remove the "
+	    "line, or set it to true" },
 	{ "set hash-spool = 2", "remove the line, or set it to 0" },
 	{ "set hash-spool = 3", "a whole number from 0 to 2" },
 	{ "set chunky-writes = never", "remove the line, or set it to default" },
@@ -301,7 +301,7 @@ START_TEST(options_with_their_only_value_are_accepted)
 				   "set chunky-writes = always\nset hash-spool = 0\n"
 				   "reset reverse-lookups\nset bulldir = \"\"\nset cache-name = "
 				   ".%s.cache\nset max-bulletins = 1\nset auth-file = ''\n"),
-			 0);
+	    0);
 	ck_assert_uint_eq(report.count, 0);
 }
 END_TEST
@@ -492,8 +492,8 @@ grammar_case(void)
 	tcase_add_checked_fixture(tcase, start, stop);
 	tcase_add_test(tcase, settings_of_every_type_are_read);
 	tcase_add_test(tcase, quotes_keep_blanks_marks_and_hash_signs);
-	tcase_add_loop_test(tcase, bad_line_is_refused_with_place_and_advice, 0,
-			    COUNT_OF(bad_lines));
+	tcase_add_loop_test(
+	    tcase, bad_line_is_refused_with_place_and_advice, 0, COUNT_OF(bad_lines));
 	tcase_add_test(tcase, all_errors_are_reported_and_good_lines_count);
 	tcase_add_test(tcase, errors_end_at_a_limit);
 	tcase_add_test(tcase, long_lines_and_values_are_refused);

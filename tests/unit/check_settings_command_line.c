@@ -73,8 +73,8 @@ write_file(char path[], const char *text)
 
 START_TEST(flags_of_qpopper_set_their_options)
 {
-	ck_assert_int_eq(READ("-T", "30", "-L500", "-csd", "-CS", "-R", "-y", "local0", "-p", "2"),
-			 0);
+	ck_assert_int_eq(
+	    READ("-T", "30", "-L500", "-csd", "-CS", "-R", "-y", "local0", "-p", "2"), 0);
 	ck_assert_uint_eq(report.count, 0);
 	ck_assert_int_eq(settings->timeout, 30);
 	ck_assert_int_eq(settings->mail_lock_check, 500);
@@ -224,10 +224,10 @@ END_TEST
 
 START_TEST(long_options_set_the_same)
 {
-	ck_assert_int_eq(READ("--timeout=30", "--shy", "--check-password-expired=false",
-			      "--Listen=110", "--listen=[::1]:110",
-			      "--server-name=", "--kerberos-service=pop"),
-			 0);
+	ck_assert_int_eq(
+	    READ("--timeout=30", "--shy", "--check-password-expired=false", "--Listen=110",
+		"--listen=[::1]:110", "--server-name=", "--kerberos-service=pop"),
+	    0);
 	ck_assert_uint_eq(report.count, 1);
 	ck_assert_int_eq(settings->timeout, 30);
 	ck_assert(settings->shy && !settings->check_password_expired);
@@ -315,7 +315,7 @@ static const struct address_case address_cases[] = {
 	{ "1:2:3", NULL, 0 },
 	{ " 110", NULL, 0 },
 	{ "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa:1", NULL,
-	  0 },
+	    0 },
 };
 
 START_TEST(address_is_parsed_or_refused)
@@ -324,8 +324,8 @@ START_TEST(address_is_parsed_or_refused)
 	struct settings_address address;
 	struct error error;
 
-	ck_assert_int_eq(settings_address_parse(wanted->text, &address, &error),
-			 wanted->host != NULL ? 0 : -1);
+	ck_assert_int_eq(
+	    settings_address_parse(wanted->text, &address, &error), wanted->host != NULL ? 0 : -1);
 	if (wanted->host == NULL) {
 		ck_assert_int_eq(error.code, ERROR_FORMAT);
 		return;

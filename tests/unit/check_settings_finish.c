@@ -88,7 +88,7 @@ START_TEST(administrator_overrides_what_the_certificate_brings)
 {
 	ck_assert_int_eq(finish(CERTIFICATE "set clear-text-password = default\n"
 					    "set tls-support = none\nset listen = 110\n"),
-			 0);
+	    0);
 	ck_assert_int_eq(settings->tls_support, TLS_SUPPORT_NONE);
 	ck_assert_int_eq(settings->clear_text_password, CLEAR_TEXT_DEFAULT);
 	ck_assert(settings->clear_text_password_set);
@@ -119,7 +119,7 @@ static const struct bad_whole bad_wholes[] = {
 	{ "set clear-text-password = ssl\n", "clear-text-password = tls needs a certificate" },
 	{ "set tls-private-key-file = /k\n", "tls-private-key-file is set without" },
 	{ CERTIFICATE "set tls-version = TLSv1.3\nset tls-options = 0x20000000\n",
-	  "leave no protocol version" },
+	    "leave no protocol version" },
 	{ CERTIFICATE "set tls-options = 0x28000000\n", "leave no protocol version" },
 #ifdef HAVE_PAM
 	{ "set passwd-file = /u\nset authentication = pam\n", "one source of users" },

@@ -323,7 +323,7 @@ main(void)
 	tcase_add_test(tcase, thawing_does_not_depend_on_the_offset);
 	tcase_add_test(tcase, files_that_are_not_sealed_are_refused);
 	tcase_add_loop_test(tcase, form_with_a_bad_entry_is_refused, 0,
-			    (int)(sizeof bad_forms / sizeof bad_forms[0]));
+	    (int)(sizeof bad_forms / sizeof bad_forms[0]));
 	tcase_add_test(tcase, empty_and_oversized_forms_are_refused);
 	tcase_add_test(tcase, every_shortened_form_is_refused);
 	tcase_add_test(tcase, changed_octets_never_crash);

@@ -67,7 +67,7 @@ START_TEST(default_is_accepted_by_its_own_row)
 	if (option->default_text == NULL)
 		return;
 	ck_assert_msg(settings_value_set(settings, option, option->default_text, &remark) == 0,
-		      "%s", remark.text);
+	    "%s", remark.text);
 }
 END_TEST
 
@@ -144,8 +144,8 @@ table_case(void)
 
 	tcase_add_checked_fixture(tcase, start, stop);
 	tcase_add_loop_test(tcase, every_row_is_complete, 0, (int)settings_option_count);
-	tcase_add_loop_test(tcase, default_is_accepted_by_its_own_row, 0,
-			    (int)settings_option_count);
+	tcase_add_loop_test(
+	    tcase, default_is_accepted_by_its_own_row, 0, (int)settings_option_count);
 	tcase_add_test(tcase, names_and_flags_are_unique);
 	tcase_add_test(tcase, names_are_found_by_alias_and_in_any_case);
 	tcase_add_test(tcase, misspelt_names_get_a_suggestion);

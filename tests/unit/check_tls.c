@@ -22,14 +22,14 @@ exchange_data(struct meeting *meeting)
 	char buffer[64];
 	size_t count;
 
-	ck_assert_int_eq(tls_read(meeting->server, buffer, sizeof buffer, &count, &error),
-			 TLS_WANT_READ);
+	ck_assert_int_eq(
+	    tls_read(meeting->server, buffer, sizeof buffer, &count, &error), TLS_WANT_READ);
 	ck_assert_int_eq(SSL_write(meeting->client, "QUIT\r\n", 6), 6);
 	ck_assert_int_eq(tls_read(meeting->server, buffer, 2, &count, &error), TLS_DONE);
 	ck_assert_mem_eq(buffer, "QU", 2);
 	ck_assert(tls_pending(meeting->server));
-	ck_assert_int_eq(tls_read(meeting->server, buffer, sizeof buffer, &count, &error),
-			 TLS_DONE);
+	ck_assert_int_eq(
+	    tls_read(meeting->server, buffer, sizeof buffer, &count, &error), TLS_DONE);
 	ck_assert_uint_eq(count, 4);
 	ck_assert(!tls_pending(meeting->server));
 	ck_assert_int_eq(tls_write(meeting->server, "+OK\r\n", 5, &count, &error), TLS_DONE);
@@ -52,7 +52,7 @@ START_TEST(every_key_serves_both_versions)
 	for (int i = 0; i < 2; i++) {
 		meet(&meeting, service.context, make_client(versions[i]), NULL);
 		ck_assert_msg(meeting.result == TLS_DONE && meeting.client_result == 1, "%s: %s",
-			      names[i], meeting.error.text);
+		    names[i], meeting.error.text);
 		tls_describe(meeting.server, &description);
 		ck_assert_str_eq(description.protocol, names[i]);
 		ck_assert_int_ge(description.bits, 128);
@@ -95,7 +95,7 @@ START_TEST(signature_algorithms)
 	ck_assert_int_eq(SSL_CTX_set1_sigalgs_list(client, (uintptr_t)item->algorithms), 1);
 	meet(&meeting, service.context, client, NULL);
 	ck_assert_msg((meeting.result == TLS_DONE) == item->good, "%s: %s", item->algorithms,
-		      meeting.error.text);
+	    meeting.error.text);
 	part(&meeting);
 	stop_service(&service);
 }
@@ -279,15 +279,15 @@ START_TEST(an_end_without_notice_is_a_close)
 	start_service(&service, P_256);
 	meet(&meeting, service.context, make_client(0), NULL);
 	shutdown(meeting.sockets[1], SHUT_WR);
-	ck_assert_int_eq(tls_read(meeting.server, buffer, sizeof buffer, &count, &error),
-			 TLS_CLOSED);
+	ck_assert_int_eq(
+	    tls_read(meeting.server, buffer, sizeof buffer, &count, &error), TLS_CLOSED);
 	tls_shutdown(meeting.server);
 	part(&meeting);
 	meet(&meeting, service.context, make_client(0), NULL);
 	ck_assert_int_eq(
 	    send(meeting.sockets[1], "\x17\x03\x03\x00\x14nonsensenonsensenons", 25, 0), 25);
-	ck_assert_int_eq(tls_read(meeting.server, buffer, sizeof buffer, &count, &error),
-			 TLS_FAILED);
+	ck_assert_int_eq(
+	    tls_read(meeting.server, buffer, sizeof buffer, &count, &error), TLS_FAILED);
 	ck_assert_int_eq(error.code, ERROR_FORMAT);
 	part(&meeting);
 	stop_service(&service);
@@ -333,8 +333,8 @@ handshake_case(void)
 	tcase_set_timeout(tests, 60);
 	tcase_add_checked_fixture(tests, make_directory, remove_directory);
 	tcase_add_loop_test(tests, every_key_serves_both_versions, 0, SAMPLE_COUNT);
-	tcase_add_loop_test(tests, signature_algorithms, 0,
-			    sizeof algorithm_cases / sizeof algorithm_cases[0]);
+	tcase_add_loop_test(
+	    tests, signature_algorithms, 0, sizeof algorithm_cases / sizeof algorithm_cases[0]);
 	tcase_add_test(tests, old_and_excluded_versions_are_refused);
 	tcase_add_test(tests, alpn_is_pop3_or_nothing);
 	tcase_add_test(tests, no_forward_secrecy_no_service);

@@ -20,8 +20,8 @@ check_files(struct settings *settings, char *warning, struct error *error)
 {
 	warning[0] = '\0';
 	error->text[0] = '\0';
-	ck_assert_int_eq(tls_check_files(settings, error),
-			 tls_check_files_warn(settings, warning, error));
+	ck_assert_int_eq(
+	    tls_check_files(settings, error), tls_check_files_warn(settings, warning, error));
 	return error->text[0] ? -1 : 0;
 }
 
@@ -33,7 +33,7 @@ expect_refusal(struct settings *settings, enum error_code code, const char *word
 
 	ck_assert_int_eq(check_files(settings, warning, &error), -1);
 	ck_assert_msg(error.code == code && strstr(error.text, words), "%s: %s",
-		      error_code_name(error.code), error.text);
+	    error_code_name(error.code), error.text);
 }
 
 static void
@@ -44,7 +44,7 @@ expect_good(struct settings *settings, const char *warning_words)
 
 	ck_assert_msg(check_files(settings, warning, &error) == 0, "%s", error.text);
 	ck_assert_msg(*warning_words ? strstr(warning, warning_words) != NULL : !*warning,
-		      "warning \"%s\"", warning);
+	    "warning \"%s\"", warning);
 }
 
 START_TEST(good_files_pass)
@@ -150,8 +150,8 @@ START_TEST(encrypted_keys_and_bad_ciphers_are_refused)
 	set_string(&settings->tls_cipher_list, "ECDHE-ECDSA-AES128-GCM-SHA256");
 	expect_good(settings, "");
 	file = open_private(key_path, "w");
-	PEM_write_PrivateKey(file, key, EVP_aes_128_cbc(), NULL, 0, NULL,
-			     (void *)(uintptr_t) "secret");
+	PEM_write_PrivateKey(
+	    file, key, EVP_aes_128_cbc(), NULL, 0, NULL, (void *)(uintptr_t) "secret");
 	fclose(file);
 	expect_refusal(settings, ERROR_DENIED, "encrypted");
 	EVP_PKEY_free(key);
@@ -196,8 +196,8 @@ memory_has(int memory, unsigned long start, unsigned long end, const unsigned ch
 		for (ssize_t i = 0; i + NEEDLE_SIZE <= got; i++) {
 			int matched = 0;
 
-			while (matched < NEEDLE_SIZE &&
-			       (page[i + matched] ^ MASK) == needle[matched])
+			while (
+			    matched < NEEDLE_SIZE && (page[i + matched] ^ MASK) == needle[matched])
 				matched++;
 			if (matched == NEEDLE_SIZE)
 				return true;

@@ -186,8 +186,8 @@ START_TEST(the_signer_signs_for_tls_only)
 
 	start_service(&service, item->sample);
 	ck_assert_int_eq(message_send(service.channel, MESSAGE_SIGN, &item->sign, input, item->size,
-				      NULL, 0, &error),
-			 0);
+			     NULL, 0, &error),
+	    0);
 	ck_assert_int_eq(
 	    message_receive(service.channel, ROLE_SIGNER, ROLE_WORKER, &answer, &got, &error), 0);
 	ck_assert(got);
@@ -208,8 +208,8 @@ START_TEST(a_worker_that_breaks_the_protocol_loses_its_channel)
 	start_service(&service, P_256);
 	other = hand_out_channel(&service);
 	ck_assert_int_eq(send(other, "garbage", 7, 0), 7);
-	ck_assert_int_eq(message_receive(other, ROLE_SIGNER, ROLE_WORKER, &answer, &got, &error),
-			 -1);
+	ck_assert_int_eq(
+	    message_receive(other, ROLE_SIGNER, ROLE_WORKER, &answer, &got, &error), -1);
 	ck_assert_int_eq(error.code, ERROR_CLOSED);
 	meet(&meeting, service.context, make_client(0), NULL);
 	ck_assert_int_eq(meeting.result, TLS_DONE);
@@ -302,12 +302,12 @@ signer_case(void)
 	tcase_set_timeout(tests, 60);
 	tcase_add_checked_fixture(tests, make_directory, remove_directory);
 	tcase_add_test(tests, a_dead_signer_fails_the_handshake_until_replaced);
-	tcase_add_loop_test(tests, garbage_of_the_signer_fails_the_handshake, 0,
-			    sizeof lies / sizeof lies[0]);
+	tcase_add_loop_test(
+	    tests, garbage_of_the_signer_fails_the_handshake, 0, sizeof lies / sizeof lies[0]);
 	tcase_add_test(tests, a_signature_that_is_none_fails_the_client);
 	tcase_add_test(tests, a_silent_signer_costs_one_wait);
 	tcase_add_loop_test(tests, the_signer_signs_for_tls_only, 0,
-			    sizeof request_cases / sizeof request_cases[0]);
+	    sizeof request_cases / sizeof request_cases[0]);
 	tcase_add_test(tests, a_worker_that_breaks_the_protocol_loses_its_channel);
 	tcase_add_test(tests, a_worker_that_does_not_listen_stops_nobody);
 	tcase_add_test(tests, check_mode_prints_one_line);

@@ -10,8 +10,8 @@
 
 #define RECORD_MAX (64u << 20)
 
-static const char *const want_names[] = { "INPUT",   "FLUSH", "TLS",	"LOGIN",
-					  "MESSAGE", "BODY",  "UPDATE", "CLOSE" };
+static const char *const want_names[] = { "INPUT", "FLUSH", "TLS", "LOGIN", "MESSAGE", "BODY",
+	"UPDATE", "CLOSE" };
 static const char *const note_names[] = { "ERROR", "COMMAND", "PROBE", "DISCARDED" };
 
 static void
@@ -98,8 +98,7 @@ serve_login(struct pop3_harness *harness)
 	enum pop3_login_status status = POP3_LOGIN_REFUSED;
 
 	buffer_append_format(&harness->events, "want LOGIN %s user=[%s] password=[%s]%s\n",
-			     login->mechanism, login->user, login->password,
-			     login->invalid ? " invalid" : "");
+	    login->mechanism, login->user, login->password, login->invalid ? " invalid" : "");
 	if (!login->invalid && strcmp(login->user, HARNESS_USER) == 0 &&
 	    strcmp(login->password, HARNESS_PASSWORD) == 0)
 		status = harness->login_status;
@@ -113,12 +112,11 @@ serve_body(struct pop3_harness *harness)
 
 	send_out(harness);
 	if (session->body_lines == MBOX_ENCODE_ALL)
-		buffer_append_format(&harness->events, "want BODY %lu all\n",
-				     (unsigned long)session->message);
+		buffer_append_format(
+		    &harness->events, "want BODY %lu all\n", (unsigned long)session->message);
 	else
 		buffer_append_format(&harness->events, "want BODY %lu lines=%llu\n",
-				     (unsigned long)session->message,
-				     (unsigned long long)session->body_lines);
+		    (unsigned long)session->message, (unsigned long long)session->body_lines);
 	buffer_append_format(&harness->output, "(message)\r\n.\r\n");
 	pop3_message_sent(&harness->session, HARNESS_OCTETS(session->message));
 }
@@ -176,8 +174,8 @@ serve_all(struct pop3_harness *harness)
 {
 	bool discard = false;
 
-	while (harness->session.want != POP3_WANT_INPUT &&
-	       harness->session.want != POP3_WANT_CLOSE) {
+	while (
+	    harness->session.want != POP3_WANT_INPUT && harness->session.want != POP3_WANT_CLOSE) {
 		discard |= serve(harness);
 		watch_out(harness);
 	}

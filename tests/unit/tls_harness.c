@@ -23,8 +23,12 @@ char certificate_path[64], key_path[64], both_path[64], other_path[64];
 /* ---- certificates made on the spot ---- */
 
 const struct sample samples[SAMPLE_COUNT] = {
-	{ "RSA", NULL, 2048, 30 }, { "RSA-PSS", NULL, 2048, 30 }, { "EC", "P-256", 0, 30 },
-	{ "EC", "P-384", 0, 30 },  { "EC", "P-521", 0, 30 },	  { "ED25519", NULL, 0, 30 },
+	{ "RSA", NULL, 2048, 30 },
+	{ "RSA-PSS", NULL, 2048, 30 },
+	{ "EC", "P-256", 0, 30 },
+	{ "EC", "P-384", 0, 30 },
+	{ "EC", "P-521", 0, 30 },
+	{ "ED25519", NULL, 0, 30 },
 };
 EVP_PKEY *
 generate(const struct sample *sample)
@@ -57,8 +61,8 @@ self_sign(EVP_PKEY *key, long days)
 	ASN1_INTEGER_set(X509_get_serialNumber(certificate), 1);
 	X509_gmtime_adj(X509_getm_notBefore(certificate), -86400 * 60L);
 	X509_gmtime_adj(X509_getm_notAfter(certificate), 86400 * days);
-	X509_NAME_add_entry_by_txt(name, "CN", MBSTRING_ASC, (const unsigned char *)"mail.example",
-				   -1, -1, 0);
+	X509_NAME_add_entry_by_txt(
+	    name, "CN", MBSTRING_ASC, (const unsigned char *)"mail.example", -1, -1, 0);
 	X509_set_issuer_name(certificate, name);
 	X509_set_pubkey(certificate, key);
 	ck_assert_int_gt(X509_sign(certificate, key, own_digest ? NULL : EVP_sha256()), 0);
@@ -82,7 +86,7 @@ write_files(const struct sample *sample)
 	EVP_PKEY *key = generate(sample);
 	X509 *certificate = self_sign(key, sample->days);
 	FILE *files[3] = { open_private(certificate_path, "w"), open_private(key_path, "w"),
-			   open_private(both_path, "w") };
+		open_private(both_path, "w") };
 
 	PEM_write_X509(files[0], certificate);
 	PEM_write_PrivateKey(files[1], key, NULL, NULL, 0, NULL, NULL);
@@ -203,8 +207,8 @@ start_service(struct service *service, const struct sample *sample)
 
 	write_files(sample);
 	service->settings = make_settings();
-	ck_assert_msg(tls_context_new(service->settings, &service->context, &error) == 0, "%s",
-		      error.text);
+	ck_assert_msg(
+	    tls_context_new(service->settings, &service->context, &error) == 0, "%s", error.text);
 	start_signer(service);
 	tls_set_signer(service->context, service->channel);
 }
@@ -257,7 +261,7 @@ shake_hands(struct meeting *meeting)
 
 void
 meet(struct meeting *meeting, struct tls_context *context, SSL_CTX *client_context,
-     SSL_SESSION *session)
+    SSL_SESSION *session)
 {
 	memset(meeting, 0, sizeof *meeting);
 	ck_assert_int_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, meeting->sockets), 0);

@@ -90,7 +90,7 @@ SSL_CTX *make_client(int version);
 
 /* Connect both and shake hands until both are done or one failed. Takes over client_context. */
 void meet(struct meeting *meeting, struct tls_context *context, SSL_CTX *client_context,
-	  SSL_SESSION *session);
+    SSL_SESSION *session);
 void part(struct meeting *meeting);
 
 #endif
