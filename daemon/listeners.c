@@ -212,8 +212,7 @@ static int
 bind_all(struct listeners *listeners, struct listeners *old, const struct settings *settings,
     const char *address, struct error *error)
 {
-	bool plain_is_tls =
-	    settings->tls_support == TLS_SUPPORT_ALTERNATE_PORT && settings->listen_tls.count == 0;
+	bool plain_is_tls = settings_plain_listeners_use_tls(settings);
 	bool named = settings->listen.count + settings->listen_tls.count > 0;
 
 	for (uint32_t i = 0; i < settings->listen.count; i++) {

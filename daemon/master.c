@@ -165,7 +165,7 @@ serve_single(struct master *master)
 {
 	struct sockaddr_storage peer = { 0 };
 	socklen_t size = sizeof peer;
-	bool implicit_tls = master->settings->tls_support == TLS_SUPPORT_ALTERNATE_PORT;
+	bool implicit_tls = settings_plain_listeners_use_tls(master->settings);
 	int fd = master->single_fd;
 
 	master->single_fd = -1;

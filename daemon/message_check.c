@@ -284,7 +284,8 @@ check_update_result(const struct message *message, const struct parties *parties
 		return "deleted or left out of range";
 	if (result->deleted_octets > INT64_MAX || result->left_octets > INT64_MAX)
 		return "octets out of range";
-	if (result->recovery > (parties->sender == ROLE_AGENT ? 1 : 0))
+	if (result->recovery >=
+	    (parties->sender == ROLE_AGENT ? RECOVERY_COUNT : RECOVERY_NONE + 1))
 		return "recovery out of range";
 	if (result->recovery && result->status != UPDATE_TEMPORARY)
 		return "recovery and status disagree";

@@ -263,6 +263,52 @@ def any_process_killed(site):
     assert site.stop() == 0
 
 
+def kill_everything_during_update(site):
+    """A maildrop of 48 MB loses its first message; the whole service dies while the spool is moved."""
+    mail = [message(number, "x" * (1 << 20)) for number in range(1, 49)]
+    site.add_user()
+    site.put_mail(mail)
+    site.start()
+    client = site.login()
+    client.dele(1)
+    before = os.stat(site.spool_path()).st_mtime_ns
+    client._putcmd("QUIT")
+    wait_until(lambda: os.stat(site.spool_path()).st_mtime_ns != before, 20, "the first write")
+    victims = list(site.processes())
+    site.process.kill()
+    for pid in victims:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    site.process.wait()
+    return mail
+
+
+@test
+def everything_killed_during_an_update(site):
+    """the next start finishes what was begun: the deletion is wholly applied, and nothing else is"""
+    mail = kill_everything_during_update(site)
+    site.start()
+    client = wait_login(site)
+    assert client.stat()[0] == 47
+    client.quit()
+    assert site.read_mail() == "".join(mail[1:]).encode()
+
+
+@test
+def rewritten_before_recovery(site):
+    """a spool that another program rewrote after the crash is left alone; the journal is set aside"""
+    kill_everything_during_update(site)
+    site.put_mail([message(7)])
+    site.start()
+    client = wait_login(site)
+    assert client.stat()[0] == 1
+    client.quit()
+    assert site.read_mail() == message(7).encode()
+    assert any(name.startswith("foreign-") for name in os.listdir(site.path("state", "journal")))
+
+
 @test
 def killed_at_random(site):
     """300 rounds of kill -9 at random moments: every message accounted for at the end"""
