@@ -34,6 +34,9 @@ connection_abort(struct connection *connection)
 	buffer_reset(&connection->in);
 	buffer_reset(&connection->out);
 	tls_connection_free(connection->tls);
+	/* the master may still hold its copy of the socket: closing ours would not end the events
+	 */
+	epoll_ctl(worker->epoll_fd, EPOLL_CTL_DEL, connection->fd, NULL);
 	close(connection->fd);
 	worker_bury(connection);
 	worker_post(worker, &worker->master, MESSAGE_CONNECTION_CLOSED, &closed, NULL, 0, NULL, 0);

@@ -299,6 +299,7 @@ close_auth(struct worker *worker)
 {
 	if (worker->auth.fd < 0)
 		return;
+	epoll_ctl(worker->epoll_fd, EPOLL_CTL_DEL, worker->auth.fd, NULL);
 	close(worker->auth.fd);
 	worker->auth.fd = -1;
 	worker->auth.watching_output = false;
