@@ -192,8 +192,7 @@ log_serving(struct master *master, const struct generation *generation)
 
 	log_write(&master->log, LOG_LEVEL_NOTICE,
 	    "popper %s serves (generation %u); sandbox of the workers: %s", PACKAGE_VERSION,
-	    generation->number,
-	    sandbox_layers_text(generation->layers | SANDBOX_SECCOMP, layers, sizeof layers));
+	    generation->number, sandbox_layers_text(generation->layers, layers, sizeof layers));
 }
 
 static void start_reload(struct master *master);
@@ -473,8 +472,7 @@ on_status(sd_event_source *source, uint64_t usec, void *userdata)
 	char layers[128] = "";
 
 	if (master->current != NULL)
-		sandbox_layers_text(
-		    master->current->layers | SANDBOX_SECCOMP, layers, sizeof layers);
+		sandbox_layers_text(master->current->layers, layers, sizeof layers);
 	sd_notifyf(0, "STATUS=%u connections, %u not logged in; sandbox: %s",
 	    limits_connections(master->limits), limits_unauthenticated(master->limits), layers);
 	sd_event_source_set_time(source, usec + STATUS_USEC);
