@@ -76,8 +76,8 @@ scan_once(
 	if (store_status(&store_io_system, opened->spool_fd, &status, "spool", error) == -1)
 		return -1;
 	spool_identity_of(&status, &identity);
-	if (mbox_scan(&store_io_system, opened->spool_fd, (uint64_t)status.st_size, &opened->table,
-		error) == -1) {
+	if (mbox_scan(&store_io_system, opened->spool_fd, (uint64_t)status.st_size, NULL,
+		&opened->table, error) == -1) {
 		if (error->code != ERROR_CHANGED)
 			return -1;
 		complete = false;

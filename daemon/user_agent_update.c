@@ -232,8 +232,8 @@ expunge(struct update *update, struct error *error)
 	int result = -1;
 
 	if (store_status(&store_io_system, update->spool_fd, &status, "spool", error) == -1 ||
-	    mbox_scan(&store_io_system, update->spool_fd, (uint64_t)status.st_size, &update->table,
-		error) == -1 ||
+	    mbox_scan(&store_io_system, update->spool_fd, (uint64_t)status.st_size, NULL,
+		&update->table, error) == -1 ||
 	    mark_deleted(update, error) == -1)
 		return -1;
 	if (update->result.deleted == 0)

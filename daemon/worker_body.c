@@ -122,7 +122,7 @@ extent_valid(const struct mbox_message *message, uint64_t spool_size, uint64_t *
 	uint64_t content, next;
 
 	if (message->offset < *end ||
-	    __builtin_add_overflow(message->offset, message->separator_length, &content) ||
+	    __builtin_add_overflow(message->offset, message->prefix_length, &content) ||
 	    __builtin_add_overflow(content, message->content_length, &next) || next > spool_size)
 		return false;
 	*end = next;
@@ -340,7 +340,7 @@ begin(struct connection *connection)
 		.active = true,
 		.known = verified || !maildrop->verify,
 		.identity = verified ? maildrop->verified_identity : maildrop->identity,
-		.position = message->offset + message->separator_length,
+		.position = message->offset + message->prefix_length,
 		.left = message->content_length,
 	};
 	mbox_encoder_start(&transfer->encoder, connection->engine.body_lines);
@@ -368,7 +368,7 @@ verify_begin(struct connection *connection, const struct spool_identity *identit
 	}
 	transfer->verify_identity = *identity;
 	transfer->verify_position = message->offset;
-	transfer->verify_left = message->separator_length + message->content_length;
+	transfer->verify_left = message->prefix_length + message->content_length;
 	if (identity->size < message->offset + transfer->verify_left)
 		fail(connection, "the spool has become shorter");
 	else if (transfer->restarts++ == RESTARTS_MAX)

@@ -80,11 +80,11 @@ count_octets(const char *content, size_t size, uint32_t state)
 static void
 check_message(const char *spool, const struct mbox_message *message, uint32_t state)
 {
-	size_t size = message->separator_length + message->content_length;
+	size_t size = message->prefix_length + message->content_length;
 	struct mbox_verifier *verifier = mbox_verifier_new(message);
 
 	require(verifier != NULL);
-	require(message->octets == count_octets(spool + message->offset + message->separator_length,
+	require(message->octets == count_octets(spool + message->offset + message->prefix_length,
 				       message->content_length, state));
 	for (size_t at = 0, part; at < size; at += part) {
 		part = next_piece(&state, size - at);
@@ -121,7 +121,7 @@ check_table(const char *spool, size_t size, const struct mbox_table *table, uint
 
 		mbox_extent(table, i, &start, &end);
 		require(i == 0 || start == last_end);
-		require(start + message->separator_length + message->content_length <= end);
+		require(start + message->prefix_length + message->content_length <= end);
 		last_end = end;
 		total += message->octets;
 		check_message(spool, message, state);

@@ -261,7 +261,7 @@ keep_message(struct builder *builder, const struct mbox_table *table, uint32_t i
 	uint64_t header;
 
 	mbox_extent(table, i, &start, &end);
-	header = start + message->separator_length;
+	header = start + message->prefix_length;
 	if (!insert)
 		return keep(builder, start, end, error);
 	if (header >= end)

@@ -21,25 +21,49 @@
 #define MBOX_DIGEST_SIZE    16		/* bytes; see uidl.h */
 #define MBOX_MAX_MESSAGES   16777216u	/* messages in one maildrop that we serve */
 #define MBOX_SEPARATOR_MAX  8192	/* bytes of a separator line without its LF */
+#define MBOX_FILLER_MAX	    49152u	/* bytes of a filler field with its line end */
 #define MBOX_UID_IN_STRINGS 0x80000000u /* flag in struct mbox_message.uid */
 #define MBOX_UID_REJECTED   0x40000000u /* another: an X-UIDL stood there, but an earlier has it */
+
+/* How the spool marks where messages begin. */
+enum mbox_format {
+	MBOX_FORMAT_MBOX = 0,
+	MBOX_FORMAT_MMDF, /* each message between two lines of four octets 0x01 */
+	MBOX_FORMAT_COUNT
+};
+
+/* Bits of struct mbox_message.flags. */
+enum mbox_flag {
+	MBOX_READ = 1,	   /* retrieved before: Status: with an R, or a mark of the index */
+	MBOX_OLD = 2,	   /* Status: with an O */
+	MBOX_INTERNAL = 4, /* UW's folder data message: never shown, never deleted */
+	MBOX_TOMBSTONE =
+	    8,		  /* deleted with deferred-purge: never shown, goes with the next rewrite */
+	MBOX_FILLER = 16, /* the prefix ends in a filler field */
+	MBOX_STATUS = 32, /* the header has a Status: field */
+	MBOX_FLAGS_ALL = 63
+};
+#define MBOX_HIDDEN (MBOX_INTERNAL | MBOX_TOMBSTONE)
 
 /*
  * One message: fixed size, no pointer, so that tables travel between processes as they stand.
  * Its extent in the spool runs from offset to the offset of the next message (or the end of the
- * spool); its content is content_length bytes from offset + separator_length on.
+ * spool). The prefix is what no client sees: the separator line (with a filler field behind it,
+ * mbox_filler.h). The content is content_length bytes from offset + prefix_length on.
  */
 struct mbox_message {
 	uint64_t offset;	 /* bytes; the first byte of the separator line */
 	uint64_t content_length; /* bytes as they stand in the spool, line ends unchanged */
 	uint64_t octets;	 /* size as POP3 counts it: CRLF line ends, without dot-stuffing */
-	uint32_t separator_length; /* bytes, with its line end */
-	uint32_t uid; /* 1, 2, … among identical messages, with MBOX_UID_REJECTED where
-		      that applies; or MBOX_UID_IN_STRINGS plus
-			 the position in the table's strings of a trusted X-UIDL */
+	uint16_t prefix_length;	 /* bytes, with the line end */
+	uint16_t flags;		 /* enum mbox_flag */
+	uint32_t uid;		 /* 1, 2, … among identical messages, with MBOX_UID_REJECTED where
+				 that applies; or MBOX_UID_IN_STRINGS plus
+				    the position in the table's strings of a trusted X-UIDL */
 	uint8_t digest[MBOX_DIGEST_SIZE];
 };
 _Static_assert(sizeof(struct mbox_message) == 48, "a table entry takes 48 bytes");
+_Static_assert(MBOX_SEPARATOR_MAX + 1 + MBOX_FILLER_MAX <= UINT16_MAX, "a prefix has 16 bits");
 
 /*
  * The table. messages and strings are heap memory owned by the table (mbox_table_free), except in a
@@ -51,7 +75,15 @@ struct mbox_table {
 	uint32_t strings_size;
 	char *strings;	       /* trusted unique-ids, each NUL-terminated */
 	uint64_t spool_size;   /* bytes scanned: where the last message ends */
-	uint64_t total_octets; /* sum of octets */
+	uint64_t total_octets; /* sum of octets of the messages that are not hidden */
+	uint32_t hidden;       /* messages with a flag of MBOX_HIDDEN */
+	uint32_t format;       /* enum mbox_format */
+};
+
+/* How a spool is to be read; zeros (or NULL in place of a pointer to it) are the defaults. */
+struct mbox_options {
+	bool content_length; /* believe Content-Length: where it leads to a separator */
+	bool uw_kluge;	     /* hide UW's folder data message */
 };
 
 void mbox_table_free(struct mbox_table *table);
@@ -85,8 +117,8 @@ size_t mbox_find_candidate(
  * a file shorter than size is ERROR_CHANGED. Reads sequentially, in pieces; memory: the table and
  * one buffer, whatever the length of lines and messages.
  */
-int mbox_scan(const struct store_io *io, int fd, uint64_t size, struct mbox_table *table_out,
-    struct error *error);
+int mbox_scan(const struct store_io *io, int fd, uint64_t size, const struct mbox_options *options,
+    struct mbox_table *table_out, struct error *error);
 
 /* ---- the same scanner for bytes that arrive in pieces ---- */
 
@@ -118,7 +150,7 @@ void mbox_scanner_free(struct mbox_scanner *scanner); /* NULL is allowed */
 
 /*
  * An incremental check that bytes are still the message that was indexed: feed it the bytes from
- * offset to offset + separator_length + content_length, then ask. Used before a message of a
+ * offset to offset + prefix_length + content_length, then ask. Used before a message of a
  * changed spool is sent or deleted.
  */
 struct mbox_verifier;

@@ -121,7 +121,7 @@ end_message(struct mbox_scanner *scanner, struct error *error)
 	struct mbox_message *message = &scanner->messages[scanner->count - 1];
 	char candidate[UIDL_MAX_LENGTH + 1];
 
-	message->content_length = scanner->position - message->offset - message->separator_length;
+	message->content_length = scanner->position - message->offset - message->prefix_length;
 	message->octets = message->content_length + scanner->added;
 	if (message->content_length > 0 && scanner->previous != '\n')
 		message->octets += scanner->previous == '\r' ? 1 : 2; /* the missing line end */
@@ -151,7 +151,7 @@ begin_message(struct mbox_scanner *scanner, struct error *error)
 		return -1;
 	message = &scanner->messages[scanner->count];
 	*message = (struct mbox_message){ .offset = scanner->position,
-		.separator_length = (uint32_t)scanner->held_size };
+		.prefix_length = (uint16_t)scanner->held_size };
 	scanner->candidate_offset[scanner->count++] = 0;
 	uidl_digest_start(scanner->digest);
 	uidl_digest_feed(scanner->digest, scanner->held, scanner->held_size);
@@ -418,12 +418,13 @@ feed_spool(struct mbox_scanner *scanner, const struct store_io *io, int fd, uint
 }
 
 int
-mbox_scan(const struct store_io *io, int fd, uint64_t size, struct mbox_table *table_out,
-    struct error *error)
+mbox_scan(const struct store_io *io, int fd, uint64_t size, const struct mbox_options *options,
+    struct mbox_table *table_out, struct error *error)
 {
 	struct mbox_scanner *scanner;
 	int result;
 
+	(void)options;
 	if (size == 0) {
 		*table_out = (struct mbox_table){ .count = 0 };
 		return 0;

@@ -64,7 +64,7 @@ mbox_verifier_matches(struct mbox_verifier *verifier)
 		return false;
 	found = table.messages;
 	matches = table.count == 1 && found->offset == 0 &&
-		  found->separator_length == expected->separator_length &&
+		  found->prefix_length == expected->prefix_length &&
 		  found->content_length == expected->content_length &&
 		  found->octets == expected->octets &&
 		  memcmp(found->digest, expected->digest, MBOX_DIGEST_SIZE) == 0;
@@ -85,7 +85,7 @@ int
 mbox_verify(const struct store_io *io, int fd, const struct mbox_message *message,
     bool *matches_out, struct error *error)
 {
-	uint64_t at = message->offset, left = message->separator_length;
+	uint64_t at = message->offset, left = message->prefix_length;
 	struct mbox_verifier *verifier = mbox_verifier_new(message);
 	char *buffer = malloc(READ_SIZE);
 	size_t got = 0;

@@ -103,8 +103,30 @@ struct settings {
 	char *state_dir; /* journals */
 	bool no_atomic_open;
 	bool allow_fuse;
-	int64_t mail_lock_check;
+	int64_t mail_lock_check;   /* messages */
 	int64_t mail_lock_timeout; /* seconds to wait for a dot-lock or kernel lock */
+	char *cache_dir;	   /* of the index files; "": state-dir/cache */
+	char *cache_name;
+	int64_t hash_spool; /* levels of directories: 0, 1 or 2 */
+	bool check_hash_dir;
+	bool check_old_spool_loc;
+	char *home_dir_mail; /* name of the spool in the home directory; "": spool-dir */
+	bool home_dir_misc;
+	bool server_mode;
+	char *group_server_mode; /* name of a group, "": none */
+	char *group_no_server_mode;
+	bool keep_temp_drop;
+	bool update_status_headers;
+	bool update_on_abort;
+	bool auto_delete;
+	bool content_length;
+	bool uw_kluge;
+	bool filler; /* expunge may leave filler fields, so that it can cut out whole blocks */
+	bool fast_update;
+	bool dot_locked_delivery; /* the administrator's word: every deliverer takes the dot-lock */
+	bool deferred_purge;
+	int64_t deferred_purge_share; /* percent of the spool that may be deleted messages */
+	int64_t deferred_purge_age;   /* seconds that a deleted message may stay in the spool */
 
 	/* logging */
 	bool statistics;
@@ -125,9 +147,6 @@ struct settings {
 	int64_t auth_processes; /* password checks at the same time, at most */
 
 	/* options that this version knows but serves in their default value only */
-	bool server_mode;
-	bool update_status_headers;
-	bool update_on_abort;
 	bool user_options;
 	bool spool_options;
 

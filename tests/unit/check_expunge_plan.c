@@ -87,7 +87,7 @@ static const char *
 content(const struct spool *spool, uint32_t i, size_t *length)
 {
 	const struct mbox_message *message = &spool->table.messages[i];
-	const char *start = spool->bytes + message->offset + message->separator_length;
+	const char *start = spool->bytes + message->offset + message->prefix_length;
 
 	*length = message->content_length;
 	while (*length > 7 && memcmp(start, "X-UIDL:", 7) == 0) {
@@ -202,7 +202,7 @@ START_TEST(a_lower_twin_gone_puts_the_field_behind_the_separator)
 	assert_expunge(&old, 1, &new);
 	snprintf(expected, sizeof expected, "X-UIDL: %s\nSubject: one\n", id);
 	ck_assert_mem_eq(
-	    new.bytes + new.table.messages[0].separator_length, expected, strlen(expected));
+	    new.bytes + new.table.messages[0].prefix_length, expected, strlen(expected));
 	mbox_table_free(&old.table);
 	mbox_table_free(&new.table);
 }

@@ -14,7 +14,7 @@ expect(const char *spool, size_t size, const struct expected *expected, uint32_t
 	ck_assert_uint_eq(whole.count, count);
 	for (uint32_t i = 0; i < count; i++) {
 		ck_assert_uint_eq(whole.messages[i].offset, expected[i].offset);
-		ck_assert_uint_eq(whole.messages[i].separator_length, expected[i].separator_length);
+		ck_assert_uint_eq(whole.messages[i].prefix_length, expected[i].prefix_length);
 		ck_assert_uint_eq(whole.messages[i].content_length, expected[i].content_length);
 	}
 	check_table(spool, size, &whole);
@@ -152,7 +152,7 @@ START_TEST(an_empty_spool_is_an_empty_table)
 	expect("", 0, NULL, 0);
 	expect("\n", 1, NULL, 0);
 	expect("\0\0\n\n\0", 5, NULL, 0);
-	ck_assert_int_eq(mbox_scan(&store_io_system, -1, 0, &table, &error), 0);
+	ck_assert_int_eq(mbox_scan(&store_io_system, -1, 0, NULL, &table, &error), 0);
 	ck_assert_uint_eq(table.count, 0);
 	ck_assert_uint_eq(table.spool_size, 0);
 	mbox_table_free(&table);

@@ -240,19 +240,19 @@ START_TEST(a_file_is_scanned_up_to_the_given_size)
 	for (size_t i = 0; i < 10000; i++)
 		memcpy(spool + i * piece, SEP "A: b\n\n123456789012345678901234567890\n\n", piece);
 	fd = file_of(spool, size);
-	ck_assert_int_eq(mbox_scan(&store_io_system, fd, size, &table, &error), 0);
+	ck_assert_int_eq(mbox_scan(&store_io_system, fd, size, NULL, &table, &error), 0);
 	ck_assert_int_eq(scan_pieces(spool, size, size, &reference, &error), 0);
 	expect_equal_tables(&table, &reference);
 	mbox_table_free(&table);
 	mbox_table_free(&reference);
-	ck_assert_int_eq(mbox_scan(&store_io_system, fd, 3 * piece, &table, &error), 0);
+	ck_assert_int_eq(mbox_scan(&store_io_system, fd, 3 * piece, NULL, &table, &error), 0);
 	ck_assert_uint_eq(table.count, 3);
 	ck_assert_uint_eq(table.spool_size, 3 * piece);
 	mbox_table_free(&table);
-	ck_assert_int_eq(mbox_scan(&store_io_system, fd, size + 1, &table, &error), -1);
+	ck_assert_int_eq(mbox_scan(&store_io_system, fd, size + 1, NULL, &table, &error), -1);
 	ck_assert_int_eq(error.code, ERROR_CHANGED);
 	close(fd);
-	ck_assert_int_eq(mbox_scan(&store_io_system, fd, size, &table, &error), -1);
+	ck_assert_int_eq(mbox_scan(&store_io_system, fd, size, NULL, &table, &error), -1);
 	ck_assert_int_eq(error.system_errno, EBADF);
 	free(spool);
 }

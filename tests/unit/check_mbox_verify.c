@@ -29,7 +29,7 @@ scan(const char *spool, size_t size, struct mbox_table *table)
 	int fd = file_of(spool, size), result;
 	struct error error;
 
-	result = mbox_scan(&store_io_system, fd, size, table, &error);
+	result = mbox_scan(&store_io_system, fd, size, NULL, table, &error);
 	close(fd);
 	return result;
 }
@@ -92,7 +92,7 @@ START_TEST(verification_compares_every_member)
 	message.content_length = table.messages[1].offset + SEP_SIZE;
 	ck_assert(!verify(spool, sizeof spool - 1, &message)); /* two messages */
 	message = table.messages[0];
-	message.separator_length--;
+	message.prefix_length--;
 	message.content_length++;
 	ck_assert(!verify(spool, sizeof spool - 1, &message));
 	message = table.messages[0];
@@ -117,7 +117,7 @@ START_TEST(a_verifier_takes_pieces_of_any_size)
 	size_t size;
 
 	ck_assert_int_eq(scan(spool, sizeof spool - 1, &table), 0);
-	size = table.messages[0].separator_length + table.messages[0].content_length;
+	size = table.messages[0].prefix_length + table.messages[0].content_length;
 	for (size_t piece = 1; piece <= size; piece++) {
 		for (int surplus = -2; surplus <= 2; surplus++) {
 			struct mbox_verifier *verifier = mbox_verifier_new(&table.messages[0]);

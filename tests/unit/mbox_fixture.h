@@ -60,19 +60,19 @@ check_table(const char *spool, size_t size, const struct mbox_table *table)
 	ck_assert_uint_eq(table->spool_size, size);
 	for (uint32_t i = 0; i < table->count; i++) {
 		const struct mbox_message *message = &table->messages[i];
-		const char *content = spool + message->offset + message->separator_length;
+		const char *content = spool + message->offset + message->prefix_length;
 		bool matches;
 		struct mbox_verifier *verifier = mbox_verifier_new(message);
 
 		mbox_extent(table, i, &start, &end);
 		ck_assert_uint_eq(start, message->offset);
 		ck_assert_uint_le(
-		    message->offset + message->separator_length + message->content_length, end);
+		    message->offset + message->prefix_length + message->content_length, end);
 		ck_assert_uint_eq(message->octets, octets_of(content, message->content_length));
 		total += message->octets;
 		ck_assert_ptr_nonnull(verifier);
 		mbox_verifier_feed(verifier, spool + message->offset,
-		    message->separator_length + message->content_length);
+		    message->prefix_length + message->content_length);
 		matches = mbox_verifier_matches(verifier);
 		mbox_verifier_free(verifier);
 		ck_assert(matches);
@@ -95,7 +95,7 @@ expect_equal_tables(const struct mbox_table *a, const struct mbox_table *b)
 
 struct expected {
 	uint64_t offset;
-	uint32_t separator_length;
+	uint32_t prefix_length;
 	uint64_t content_length;
 };
 

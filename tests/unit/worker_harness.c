@@ -312,7 +312,7 @@ scan_spool(void)
 	struct error error = { .text = "" };
 
 	mbox_table_free(&spool.table);
-	ck_assert_msg(mbox_scan(&store_io_system, spool.fd, (uint64_t)spool.status.st_size,
+	ck_assert_msg(mbox_scan(&store_io_system, spool.fd, (uint64_t)spool.status.st_size, NULL,
 			  &spool.table, &error) == 0,
 	    "%s", error.text);
 }
@@ -342,7 +342,7 @@ size_t
 expected_body(unsigned i, char *out)
 {
 	const struct mbox_message *message = &spool.table.messages[i];
-	const char *in = buffer_bytes(&spool.bytes) + message->offset + message->separator_length;
+	const char *in = buffer_bytes(&spool.bytes) + message->offset + message->prefix_length;
 	size_t size =
 	    (size_t)snprintf(out, 64, "+OK %llu octets\r\n", (unsigned long long)message->octets);
 
