@@ -64,7 +64,7 @@ static int
 load_list(struct update *update, struct error *error)
 {
 	const struct message_update *message = update->agent->update;
-	size_t messages_size = (size_t)message->deleted * sizeof(struct mbox_message);
+	size_t messages_size = (size_t)message->records * sizeof(struct mbox_message);
 	size_t size = messages_size + message->strings_size;
 	const unsigned char *bytes = update->agent->deletions;
 
@@ -88,7 +88,7 @@ load_list(struct update *update, struct error *error)
 	memcpy(update->wanted.strings, bytes + messages_size, message->strings_size);
 	update->wanted.strings[message->strings_size] = '\0';
 	update->wanted.strings_size = message->strings_size;
-	update->wanted.count = message->deleted;
+	update->wanted.count = message->records;
 	return 0;
 }
 
