@@ -261,6 +261,7 @@ enum update_recovery {
 	RECOVERY_NONE = 0, /* the journal is void */
 	RECOVERY_PENDING,  /* the journal is in force: recover before the locks are given up */
 	RECOVERY_FOREIGN,  /* the journal matches no spool: set it aside */
+	RECOVERY_RENAME,   /* none: the new spool stands in a file of its own (fast-update) */
 	RECOVERY_COUNT
 };
 

@@ -287,7 +287,8 @@ check_update_result(const struct message *message, const struct parties *parties
 	if (result->recovery >=
 	    (parties->sender == ROLE_AGENT ? RECOVERY_COUNT : RECOVERY_NONE + 1))
 		return "recovery out of range";
-	if (result->recovery && result->status != UPDATE_TEMPORARY)
+	if (result->recovery &&
+	    (result->recovery == RECOVERY_RENAME) != (result->status == UPDATE_DONE))
 		return "recovery and status disagree";
 	return PRINTABLE(result->reason) ? NULL : "reason is not printable";
 }

@@ -223,6 +223,22 @@ make_durable(const struct update *update, struct error *error)
 	    &store_io_system, update->agent->journal_lock_fd, "journal owner record", error);
 }
 
+/*
+ * fast-update: write the new spool beside the old one. False where it is not wanted or not
+ * possible, or where only the end of the spool goes, which is faster in place.
+ */
+static bool
+replace_spool(struct update *update, const struct expunge_plan *plan)
+{
+	struct error ignored;
+
+	if (update->agent->replacement_fd == -1 || plan->new_size == plan->first_change ||
+	    expunge_copy(update->spool_fd, update->agent->replacement_fd, plan, &ignored) == -1)
+		return false;
+	update->result.recovery = RECOVERY_RENAME;
+	return true;
+}
+
 static int
 expunge(struct update *update, struct error *error)
 {
@@ -240,10 +256,13 @@ expunge(struct update *update, struct error *error)
 		return 0; /* another program has deleted them already */
 	if (expunge_plan_make(&update->table, update->deleted, &plan, error) == -1)
 		return -1;
-	if (make_durable(update, error) == 0)
+	if (replace_spool(update, &plan)) {
+		result = 0;
+	} else if (make_durable(update, error) == 0) {
 		result = expunge_apply(&store_io_system, update->spool_fd,
 		    update->agent->journal_fd, &plan, &pending, error);
-	update->result.recovery = pending ? RECOVERY_PENDING : RECOVERY_NONE;
+		update->result.recovery = pending ? RECOVERY_PENDING : RECOVERY_NONE;
+	}
 	expunge_plan_free(&plan);
 	return result;
 }

@@ -68,6 +68,14 @@ void expunge_plan_free(struct expunge_plan *plan);
 int expunge_apply(const struct store_io *io, int spool_fd, int journal_fd,
     const struct expunge_plan *plan, bool *pending_out, struct error *error);
 
+/*
+ * Write the new spool to the empty file behind copy_fd instead, and sync it (fast-update): the
+ * spool is only read. ERROR_CHANGED when the spool was changed meanwhile by somebody who ignores
+ * the locks; nothing is lost then, the copy is to be thrown away. Needs no journal: the caller
+ * renames the copy over the spool, or does not.
+ */
+int expunge_copy(int spool_fd, int copy_fd, const struct expunge_plan *plan, struct error *error);
+
 enum expunge_recovery {
 	EXPUNGE_NOTHING_PENDING, /* the journal was void: spool untouched by us */
 	EXPUNGE_COMPLETED,	 /* the deletion is on disk now */
