@@ -308,6 +308,12 @@ report_recovery(struct update *update, enum expunge_recovery recovery)
 		snprintf(update->result.reason, sizeof update->result.reason,
 		    "the update had not begun: the spool is unchanged");
 		break;
+	case EXPUNGE_TEMP_DROP:
+		update->result.status = UPDATE_TEMPORARY;
+		update->result.recovery = RECOVERY_PENDING;
+		snprintf(update->result.reason, sizeof update->result.reason,
+		    "a temporary drop is pending");
+		break;
 	case EXPUNGE_FOREIGN:
 		update->result.status = UPDATE_TEMPORARY;
 		update->result.recovery = RECOVERY_FOREIGN;

@@ -73,6 +73,8 @@ enum expunge_recovery {
 	EXPUNGE_COMPLETED,	 /* the deletion is on disk now */
 	EXPUNGE_FOREIGN,	 /* the spool is not what was journalled: nothing written, journal
 				    kept for the administrator */
+	EXPUNGE_TEMP_DROP,	 /* the journal is that of a temporary drop: nothing touched, it is
+				    for the recovery of temporary drops to finish */
 };
 
 /*

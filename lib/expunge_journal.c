@@ -70,7 +70,39 @@ static const size_t record_fields[] = {
 	offsetof(struct expunge_record, high_hash),
 };
 
-#define FIELD_COUNT (sizeof record_fields / sizeof record_fields[0])
+/* Those that stand behind the mark: added later, zero in an older record. */
+static const size_t later_fields[] = {
+	offsetof(struct expunge_record, temp_inode),
+	offsetof(struct expunge_record, temp_size),
+	offsetof(struct expunge_record, temp_hash),
+};
+
+#define FIELD_COUNT	  (sizeof record_fields / sizeof record_fields[0])
+#define LATER_FIELD_COUNT (sizeof later_fields / sizeof later_fields[0])
+
+_Static_assert(8 + 8 * (FIELD_COUNT + LATER_FIELD_COUNT) + JOURNAL_MARK_SIZE <= CHECKSUM_OFFSET,
+    "a record fits a slot");
+
+static void
+put_fields(uint8_t **at, const struct expunge_record *record, const size_t *fields, size_t count)
+{
+	for (size_t i = 0; i < count; i++) {
+		uint64_t value;
+
+		memcpy(&value, (const char *)record + fields[i], sizeof value);
+		put_number(at, value);
+	}
+}
+
+static void
+get_fields(const uint8_t **at, struct expunge_record *record, const size_t *fields, size_t count)
+{
+	for (size_t i = 0; i < count; i++) {
+		uint64_t value = get_number(at);
+
+		memcpy((char *)record + fields[i], &value, sizeof value);
+	}
+}
 
 static void
 encode_record(const struct expunge_record *record, uint8_t slot[JOURNAL_SLOT_SIZE])
@@ -79,15 +111,18 @@ encode_record(const struct expunge_record *record, uint8_t slot[JOURNAL_SLOT_SIZ
 
 	memset(slot, 0, JOURNAL_SLOT_SIZE);
 	put_number(&at, MAGIC);
-	for (size_t i = 0; i < FIELD_COUNT; i++) {
-		uint64_t value;
-
-		memcpy(&value, (const char *)record + record_fields[i], sizeof value);
-		put_number(&at, value);
-	}
+	put_fields(&at, record, record_fields, FIELD_COUNT);
 	memcpy(at, record->mark, sizeof record->mark);
+	at += sizeof record->mark;
+	put_fields(&at, record, later_fields, LATER_FIELD_COUNT);
 	at = slot + CHECKSUM_OFFSET;
 	put_number(&at, expunge_hash(MAGIC, slot, CHECKSUM_OFFSET));
+}
+
+bool
+expunge_is_temp_state(uint64_t state)
+{
+	return state >= JOURNAL_TEMP_COPY && state <= JOURNAL_TEMP_WRITE;
 }
 
 uint64_t
@@ -135,7 +170,7 @@ record_plausible(const struct expunge_record *record, uint64_t journal_size)
 {
 	if (record->state >= JOURNAL_STATE_COUNT)
 		return false;
-	if (record->state == JOURNAL_VOID)
+	if (record->state == JOURNAL_VOID || expunge_is_temp_state(record->state))
 		return true;
 	if (record->known_size > INT64_MAX || record->new_size > record->old_size ||
 	    record->old_size > record->known_size || record->done > record->end ||
@@ -158,12 +193,10 @@ decode_record(
 	at = slot;
 	if (get_number(&at) != MAGIC)
 		return false;
-	for (size_t i = 0; i < FIELD_COUNT; i++) {
-		uint64_t value = get_number(&at);
-
-		memcpy((char *)record + record_fields[i], &value, sizeof value);
-	}
+	get_fields(&at, record, record_fields, FIELD_COUNT);
 	memcpy(record->mark, at, sizeof record->mark);
+	at += sizeof record->mark;
+	get_fields(&at, record, later_fields, LATER_FIELD_COUNT);
 	return record_plausible(record, journal_size);
 }
 

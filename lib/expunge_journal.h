@@ -59,6 +59,9 @@ enum journal_state {
 	JOURNAL_IMAGE,
 	JOURNAL_DIRECT,
 	JOURNAL_CUT,
+	JOURNAL_TEMP_COPY, /* a temporary drop is being taken: expunge_recover leaves it alone */
+	JOURNAL_TEMP_MERGE,
+	JOURNAL_TEMP_WRITE,
 	JOURNAL_STATE_COUNT
 };
 
@@ -84,6 +87,9 @@ struct expunge_record {
 	uint64_t low_hash;  /* of up to JOURNAL_ANCHOR bytes below done */
 	uint64_t high_hash; /* of up to JOURNAL_ANCHOR bytes below known_size, from end + mark on */
 	uint8_t mark[JOURNAL_MARK_SIZE];
+	uint64_t temp_inode; /* of the temporary drop */
+	uint64_t temp_size;  /* bytes of it */
+	uint64_t temp_hash;  /* of its content, seeded with nonce */
 };
 
 struct expunge_journal {
@@ -118,6 +124,9 @@ int expunge_journal_confirm(const struct expunge_journal *journal,
 
 /* Make a void record the one in force. */
 int expunge_journal_void(struct expunge_journal *journal, struct error *error);
+
+/* Whether the state belongs to a temporary drop: not to the engine below. */
+bool expunge_is_temp_state(uint64_t state);
 
 /* Where the payload stands in the file, and how many bytes an image from start to end takes. */
 uint64_t expunge_payload_offset(uint64_t program_size);

@@ -139,7 +139,7 @@ find_record(struct recovery *recovery, struct error *error)
 	if (expunge_journal_load(&move->journal, &recovery->slots, error) != 0)
 		return -1;
 	move->record = recovery->slots.newest;
-	if (move->record.state != JOURNAL_VOID &&
+	if (move->record.state != JOURNAL_VOID && !expunge_is_temp_state(move->record.state) &&
 	    check_journal(recovery, &program, &payload, error) != 0)
 		return -1;
 	recovery->payload_lost = !program || !payload;
@@ -434,7 +434,8 @@ examine(struct recovery *recovery, struct error *error)
 {
 	if (find_record(recovery, error) != 0)
 		return -1;
-	if (recovery->progress == SPOOL_FOREIGN || recovery->move.record.state == JOURNAL_VOID)
+	if (recovery->progress == SPOOL_FOREIGN || recovery->move.record.state == JOURNAL_VOID ||
+	    expunge_is_temp_state(recovery->move.record.state))
 		return 0;
 	if (load_plan(recovery, error) != 0)
 		return -1;
@@ -448,6 +449,10 @@ recover(struct recovery *recovery, enum expunge_recovery *result_out, struct err
 		return -1;
 	if (recovery->progress == SPOOL_FOREIGN) {
 		*result_out = EXPUNGE_FOREIGN;
+		return 0;
+	}
+	if (expunge_is_temp_state(recovery->move.record.state)) {
+		*result_out = EXPUNGE_TEMP_DROP;
 		return 0;
 	}
 	if (recovery->move.record.state == JOURNAL_VOID) {

@@ -21,6 +21,11 @@ struct store_io_operations {
 	int (*fdatasync)(void *context, int fd);
 	int (*fsync)(void *context, int fd);
 	int (*fstat)(void *context, int fd, struct stat *status);
+	int (*fallocate)(void *context, int fd, int mode, off_t offset, off_t length);
+	off_t (*seek)(void *context, int fd, off_t offset, int whence); /* lseek */
+	/* ioctl FICLONERANGE: length bytes from offset `from` of source to `to` of destination. */
+	int (*clone_range)(
+	    void *context, int destination, off_t to, int source, off_t from, off_t length);
 };
 
 struct store_io {

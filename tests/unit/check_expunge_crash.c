@@ -159,15 +159,15 @@ spool_is(const struct scene *scene, const struct model_store *store, const char 
     bool whole, const char *late)
 {
 	const struct model_file *spool = &store->files[MODEL_SPOOL];
-	const char *bytes = (const char *)spool->seen;
+	const char *bytes = (const char *)spool->seen.bytes;
 	size_t late_size = strlen(late);
 
-	if (spool->seen_size < size + late_size || memcmp(bytes, base, size) != 0)
+	if (spool->seen.size < size + late_size || memcmp(bytes, base, size) != 0)
 		return false;
-	if (memcmp(bytes + spool->seen_size - late_size, late, late_size) != 0)
+	if (memcmp(bytes + spool->seen.size - late_size, late, late_size) != 0)
 		return false;
 	return model_append_fits(
-	    bytes + size, spool->seen_size - late_size - size, scene->appended, whole);
+	    bytes + size, spool->seen.size - late_size - size, scene->appended, whole);
 }
 
 static void
@@ -539,7 +539,7 @@ static void
 rewrite_here(struct model_store *store, void *argument)
 {
 	struct scene *scene = argument;
-	size_t size = store->files[MODEL_SPOOL].seen_size;
+	size_t size = store->files[MODEL_SPOOL].seen.size;
 	struct model_store *copy;
 
 	if (!in_force(scene, store))
@@ -550,7 +550,8 @@ rewrite_here(struct model_store *store, void *argument)
 	assert_foreign(scene, copy);
 	copy = model_copy(store);
 	for (size_t i = 0; i < size; i++)
-		copy->files[MODEL_SPOOL].seen[i] = store->files[MODEL_SPOOL].seen[size - 1 - i];
+		copy->files[MODEL_SPOOL].seen.bytes[i] =
+		    store->files[MODEL_SPOOL].seen.bytes[size - 1 - i];
 	if (scene->new_size > 0)
 		assert_foreign(scene, copy);
 	else
@@ -559,7 +560,7 @@ rewrite_here(struct model_store *store, void *argument)
 		return;
 	for (size_t i = 0; i < scene->new_size; i += 97) {
 		copy = model_copy(store);
-		copy->files[MODEL_SPOOL].seen[i] ^= 1;
+		copy->files[MODEL_SPOOL].seen.bytes[i] ^= 1;
 		assert_foreign(scene, copy);
 	}
 }
