@@ -32,6 +32,7 @@ struct recovery {
 	struct expunge_slots slots;
 	bool payload_lost; /* the newest header is without its payload: see choose_record */
 	enum progress progress;
+	struct expunge_collapsed collapsed; /* for the record of a collapse */
 };
 
 static int
@@ -98,7 +99,7 @@ check_journal(struct recovery *recovery, bool *program_out, bool *payload_out, s
 	*payload_out = true;
 	if (record->program_size > 0 && read_program(recovery, record, program_out, error) != 0)
 		return -1;
-	if (record->state != JOURNAL_IMAGE)
+	if (record->state != JOURNAL_IMAGE && record->state != JOURNAL_PATCH)
 		return 0;
 	return read_payload(&recovery->move, record, payload_out, error);
 }
@@ -106,17 +107,19 @@ check_journal(struct recovery *recovery, bool *program_out, bool *payload_out, s
 /*
  * A header without its payload is one of two things. Either its payload was overwritten by that of
  * a later phase: then its own phase is on disk. Or its payload never came: then its phase was not
- * begun, and the phase of the record before it, which is in force, is on disk.
+ * begun, and the phase of the record before it, which is in force, is on disk. The payload of
+ * patches is never overwritten while their record is the newest: it did not come.
  */
 static int
 choose_record(struct recovery *recovery, struct error *error)
 {
 	struct expunge_move *move = &recovery->move;
-	bool done;
-	bool untouched;
+	bool done = false;
+	bool untouched = true;
 
-	if (check_target(move, move->record.output_hash, &done, error) != 0 ||
-	    check_target(move, move->record.before_hash, &untouched, error) != 0)
+	if (move->record.state == JOURNAL_IMAGE &&
+	    (check_target(move, move->record.output_hash, &done, error) != 0 ||
+		check_target(move, move->record.before_hash, &untouched, error) != 0))
 		return -1;
 	if (done)
 		return 0;
@@ -349,8 +352,46 @@ estimate_progress(struct recovery *recovery, const struct stat *status, struct e
 	return 0;
 }
 
+/* Patches: no byte may have gone, and each block must be as it was or as it will be. */
 static int
-prove(struct recovery *recovery, struct error *error)
+prove_patches(struct recovery *recovery, struct error *error)
+{
+	struct expunge_move *move = &recovery->move;
+	struct stat status;
+	bool ours = true;
+
+	recovery->progress = SPOOL_FOREIGN;
+	if (store_status(move->io, move->spool_fd, &status, SPOOL_WHAT, error) != 0)
+		return -1;
+	if (status.st_ino != move->record.inode ||
+	    (uint64_t)status.st_size < move->record.known_size)
+		return 0;
+	if (check_anchors(recovery, &ours, error) != 0 ||
+	    (ours && expunge_patch_check(move, &ours, error) != 0))
+		return -1;
+	if (ours) {
+		move->known_size = (uint64_t)status.st_size;
+		recovery->progress = PHASE_OPEN;
+	}
+	return 0;
+}
+
+static int
+prove_collapse(struct recovery *recovery, struct error *error)
+{
+	struct expunge_collapsed *found = &recovery->collapsed;
+
+	if (expunge_collapse_examine(&recovery->move, found, error) != 0)
+		return -1;
+	if (!found->ours)
+		recovery->progress = SPOOL_FOREIGN;
+	else
+		recovery->progress = found->shifted ? PHASE_DONE : PHASE_OPEN;
+	return 0;
+}
+
+static int
+prove_phase(struct recovery *recovery, struct error *error)
 {
 	struct expunge_move *move = &recovery->move;
 	struct stat status;
@@ -378,6 +419,16 @@ prove(struct recovery *recovery, struct error *error)
 	return 0;
 }
 
+static int
+prove(struct recovery *recovery, struct error *error)
+{
+	if (recovery->move.record.state == JOURNAL_PATCH)
+		return prove_patches(recovery, error);
+	if (recovery->move.record.state == JOURNAL_COLLAPSE)
+		return prove_collapse(recovery, error);
+	return prove_phase(recovery, error);
+}
+
 /* ---- finishing ---- */
 
 /* Put the record in force, and what belongs to it, on disk: an earlier sync may have failed. */
@@ -392,11 +443,61 @@ confirm(struct recovery *recovery, struct error *error)
 	    store_write(move->io, move->journal.fd, recovery->program, record->program_size,
 		JOURNAL_PROGRAM_OFFSET, JOURNAL_WHAT, error) != 0)
 		return -1;
-	if (record->state == JOURNAL_IMAGE && !recovery->payload_lost &&
+	if ((record->state == JOURNAL_IMAGE || record->state == JOURNAL_PATCH) &&
+	    !recovery->payload_lost &&
 	    store_write(move->io, move->journal.fd, move->buffer, expunge_payload_size(record),
 		(off_t)offset, JOURNAL_WHAT, error) != 0)
 		return -1;
 	return expunge_journal_confirm(&move->journal, record, error);
+}
+
+/* The seam is on disk: cut the blocks out, by moving the rest if they cannot be. */
+static int
+go_on_collapsing(struct recovery *recovery, uint64_t hole, bool begun, struct error *error)
+{
+	struct expunge_move *move = &recovery->move;
+	uint64_t start = move->record.cut_start;
+	bool refused;
+
+	if (expunge_collapse_make(move, hole, &refused, error) != 0)
+		return -1;
+	if (!refused)
+		return expunge_journal_void(&move->journal, error);
+	if (begun)
+		return error_set(error, ERROR_SYSTEM,
+		    "the file system will not go on with what it began to cut out");
+	return expunge_move_down(move, NULL, 0, start, start + move->record.cut_length, error);
+}
+
+static int
+go_on_with_patches(struct recovery *recovery, struct error *error)
+{
+	struct expunge_move *move = &recovery->move;
+
+	if (expunge_patch_write(move, error) != 0)
+		return -1;
+	if (move->record.cut_length == 0)
+		return expunge_journal_void(&move->journal, error);
+	if (expunge_collapse_commit(move, error) != 0)
+		return -1;
+	return go_on_collapsing(recovery, move->record.cut_start, false, error);
+}
+
+static int
+go_on_after_collapse(struct recovery *recovery, struct error *error)
+{
+	struct expunge_move *move = &recovery->move;
+	const struct expunge_record *record = &move->record;
+	const struct expunge_collapsed *found = &recovery->collapsed;
+
+	if (!found->shifted)
+		return go_on_collapsing(recovery, found->hole, found->begun, error);
+	if (store_sync_all(move->io, move->spool_fd, SPOOL_WHAT, error) != 0)
+		return -1;
+	if (found->untrimmed)
+		return expunge_move_down(move, NULL, 0, record->known_size - record->cut_length,
+		    record->known_size, error);
+	return expunge_journal_void(&move->journal, error);
 }
 
 static int
@@ -406,6 +507,10 @@ go_on(struct recovery *recovery, struct error *error)
 
 	if (confirm(recovery, error) != 0)
 		return -1;
+	if (move->record.state == JOURNAL_PATCH)
+		return go_on_with_patches(recovery, error);
+	if (move->record.state == JOURNAL_COLLAPSE)
+		return go_on_after_collapse(recovery, error);
 	if (recovery->progress == PHASE_OPEN) {
 		if (expunge_write_phase(move, error) != 0)
 			return -1;
@@ -459,7 +564,8 @@ recover(struct recovery *recovery, enum expunge_recovery *result_out, struct err
 		*result_out = EXPUNGE_NOTHING_PENDING;
 		return nothing_pending(recovery, error);
 	}
-	*result_out = EXPUNGE_COMPLETED;
+	*result_out =
+	    recovery->move.record.steps_left > 0 ? EXPUNGE_COMPLETED_STEP : EXPUNGE_COMPLETED;
 	return go_on(recovery, error);
 }
 

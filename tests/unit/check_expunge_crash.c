@@ -106,7 +106,7 @@ open_scene(struct scene *scene, const struct scenario *scenario)
 		scene->old_size += add_message(scene, i);
 	model_scan(scene->old, scene->old_size, &table);
 	ck_assert_uint_eq(table.count, scenario->messages);
-	ck_assert_int_eq(expunge_plan_make(&table, deleted, &scene->plan, &error), 0);
+	ck_assert_int_eq(expunge_plan_make(&table, deleted, NULL, &scene->plan, &error), 0);
 	mbox_table_free(&table);
 	scene->new = model_render(&scene->plan, scene->old);
 	scene->new_size = scene->plan.new_size;
