@@ -305,22 +305,29 @@ prove(const struct expunge_move *move, uint64_t moved, bool *ours_out, struct er
 	return 0;
 }
 
-/* Whether [from, to) of the spool is zeros. */
+/*
+ * The first run of `length` zeros in [from, to) of the spool ends at *end_out, which is 0 if there
+ * is none.
+ */
 static int
-all_zeros(const struct expunge_move *move, uint64_t from, uint64_t to, bool *zeros_out,
-    struct error *error)
+find_zeros(const struct expunge_move *move, uint64_t from, uint64_t to, uint64_t length,
+    uint64_t *end_out, struct error *error)
 {
-	static const unsigned char zeros[PIECE];
 	unsigned char bytes[PIECE];
+	uint64_t run = 0;
 
-	*zeros_out = true;
-	while (from < to && *zeros_out) {
+	*end_out = 0;
+	while (from < to && *end_out == 0) {
 		size_t size = to - from < sizeof bytes ? (size_t)(to - from) : sizeof bytes;
 
 		if (store_read(
 			move->io, move->spool_fd, bytes, size, (off_t)from, SPOOL_WHAT, error) != 0)
 			return -1;
-		*zeros_out = memcmp(bytes, zeros, size) == 0;
+		for (size_t i = 0; i < size && *end_out == 0; i++) {
+			run = bytes[i] == 0 ? run + 1 : 0;
+			if (run == length)
+				*end_out = from + i + 1;
+		}
 		from += size;
 	}
 	return 0;
@@ -419,5 +426,6 @@ expunge_collapse_examine(
 	move->known_size = size;
 	if (!found_out->ours || !found_out->shifted || size < record->known_size)
 		return 0;
-	return all_zeros(move, new_size, record->known_size, &found_out->untrimmed, error);
+	/* Mail that came in before the collapse has moved too: the zeros stand behind it. */
+	return find_zeros(move, new_size, size, record->cut_length, &found_out->trim_end, error);
 }

@@ -66,6 +66,7 @@ struct expunge_limits {
 	uint64_t image;	  /* bytes of output journalled in one phase */
 	uint64_t gap;	  /* smallest distance R(W) - W for a direct phase, bytes */
 	uint64_t journal; /* bytes of the journal file */
+	uint64_t sample;  /* bytes of each of the samples of a long output that are hashed */
 };
 
 extern const struct expunge_limits expunge_default_limits;
@@ -296,11 +297,11 @@ int expunge_collapse(struct expunge_move *move, const struct expunge_abilities *
 
 /* How far a collapse came, as recovery finds it. */
 struct expunge_collapsed {
-	bool ours;	/* all hashes agree */
-	uint64_t hole;	/* offset from which cut_length bytes are to be cut out (again) */
-	bool begun;	/* blocks were punched or shifted */
-	bool shifted;	/* all blocks were */
-	bool untrimmed; /* and zeros stand where the tail was */
+	bool ours;	   /* all hashes agree */
+	uint64_t hole;	   /* offset from which cut_length bytes are to be cut out (again) */
+	bool begun;	   /* blocks were punched or shifted */
+	bool shifted;	   /* all blocks were */
+	uint64_t trim_end; /* then: zeros in place of the tail end here; 0 if there are none */
 };
 
 int expunge_collapse_examine(

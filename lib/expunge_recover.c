@@ -494,9 +494,9 @@ go_on_after_collapse(struct recovery *recovery, struct error *error)
 		return go_on_collapsing(recovery, found->hole, found->begun, error);
 	if (store_sync_all(move->io, move->spool_fd, SPOOL_WHAT, error) != 0)
 		return -1;
-	if (found->untrimmed)
-		return expunge_move_down(move, NULL, 0, record->known_size - record->cut_length,
-		    record->known_size, error);
+	if (found->trim_end > 0)
+		return expunge_move_down(
+		    move, NULL, 0, found->trim_end - record->cut_length, found->trim_end, error);
 	return expunge_journal_void(&move->journal, error);
 }
 

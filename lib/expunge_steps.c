@@ -68,7 +68,7 @@ rest_of_plan(const struct expunge_plan *plan, uint64_t limit, uint64_t start, ui
 	*rest = (struct expunge_plan){ .old_size = size, .first_change = UINT64_MAX };
 	if (plan != NULL)
 		rest->abilities = plan->abilities;
-	rest->segments = calloc(count + 2u, sizeof *rest->segments);
+	rest->segments = calloc(count + 3u, sizeof *rest->segments);
 	if (rest->segments == NULL)
 		return error_set(error, ERROR_LIMIT, "no memory for an expunge");
 	for (uint32_t i = 0; i < count && plan->segments[i].source < limit; i++) {
@@ -78,6 +78,9 @@ rest_of_plan(const struct expunge_plan *plan, uint64_t limit, uint64_t start, ui
 		keep_part(rest, segment->source, segment_end < limit ? segment_end : limit);
 	}
 	keep_part(rest, limit, start);
+	/* What goes here need not begin and end with a message: an empty insertion says so. */
+	if (start < end)
+		rest->segments[rest->count++] = (struct expunge_segment){ .text = "" };
 	keep_part(rest, end, size);
 	if (rest->first_change == UINT64_MAX)
 		rest->first_change = rest->new_size;

@@ -291,7 +291,8 @@ collapse(struct model_store *store, int fd, size_t offset, size_t length)
 
 	flush_data(store, fd, first);
 	for (size_t i = 0; i < count; i++) {
-		struct model_change punch = { .kind = MODEL_PUNCH, .block = first + i };
+		size_t block = store->punch_backwards ? first + count - 1 - i : first + i;
+		struct model_change punch = { .kind = MODEL_PUNCH, .block = block };
 
 		change_metadata(store, fd, &punch);
 	}
