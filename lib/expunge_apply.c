@@ -16,7 +16,8 @@
 
 #define SPOOL_WHAT   "spool"
 #define JOURNAL_WHAT "journal of an expunge"
-#define PIECE	     (1u << 20) /* bytes copied at once in a direct phase */
+#define PIECE	     (256u << 10) /* bytes copied at once: they stay in the processor's cache */
+#define SAMPLES	     64u	  /* of a direct phase that are hashed */
 
 /* ---- the output ---- */
 
@@ -100,29 +101,44 @@ read_output(const struct expunge_move *move, struct expunge_cursor *cursor, uint
 	return 0;
 }
 
+/* Put size bytes of the output from `at` on into the hash, or so much of them as one piece holds.
+ */
+static int
+hash_piece(struct expunge_move *move, struct expunge_cursor *cursor, uint64_t at, uint64_t size,
+    XXH3_state_t *state, struct error *error)
+{
+	if (read_output(move, cursor, at, move->buffer, size, error) != 0)
+		return -1;
+	XXH3_64bits_update(state, move->buffer, size);
+	return 0;
+}
+
 int
 expunge_hash_output(struct expunge_move *move, const struct expunge_record *record,
     uint64_t *hash_out, struct error *error)
 {
 	struct expunge_cursor cursor = move->cursor;
-	uint64_t at = record->done;
+	uint64_t length = record->end - record->done;
+	uint64_t sample = move->limits->sample;
+	uint64_t stride = length / SAMPLES;
 	XXH3_state_t *state;
 	int result = -1;
 
+	/* All of it, unless the samples would be much less. */
+	if (stride < 2 * sample) {
+		stride = PIECE;
+		sample = PIECE;
+	}
 	if (expunge_reserve(move, PIECE, error) != 0)
 		return -1;
 	state = XXH3_createState();
 	if (state == NULL)
 		return error_set(error, ERROR_LIMIT, "no memory for a hash");
 	XXH3_64bits_reset_withSeed(state, record->nonce);
-	while (at < record->end) {
-		uint64_t size = minimum(record->end - at, move->buffer_size);
-
-		if (read_output(move, &cursor, at, move->buffer, size, error) != 0)
+	for (uint64_t at = 0; at < length; at += stride)
+		if (hash_piece(move, &cursor, record->done + at, minimum(length - at, sample),
+			state, error) != 0)
 			goto out;
-		XXH3_64bits_update(state, move->buffer, size);
-		at += size;
-	}
 	expunge_mark_fill(record, 0, move->buffer, record->mark_length);
 	XXH3_64bits_update(state, move->buffer, record->mark_length);
 	*hash_out = XXH3_64bits_digest(state);
@@ -268,7 +284,7 @@ write_direct(struct expunge_move *move, struct error *error)
 	struct expunge_cursor cursor = move->cursor;
 
 	for (uint64_t at = record->done; at < record->end;) {
-		uint64_t size = minimum(record->end - at, move->buffer_size);
+		uint64_t size = minimum(record->end - at, PIECE);
 
 		if (read_output(move, &cursor, at, move->buffer, size, error) != 0 ||
 		    store_write(move->io, move->spool_fd, move->buffer, size, (off_t)at, SPOOL_WHAT,

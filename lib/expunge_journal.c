@@ -20,6 +20,7 @@ const struct expunge_limits expunge_default_limits = {
 	.image = EXPUNGE_SINGLE_SHOT_MAX,
 	.gap = EXPUNGE_SINGLE_SHOT_MAX,
 	.journal = EXPUNGE_JOURNAL_SIZE,
+	.sample = 16384,
 };
 
 uint64_t

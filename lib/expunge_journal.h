@@ -15,6 +15,15 @@
  *   collapse  whole blocks are about to be cut out by the file system; see below
  *   void    nothing is in force
  *
+ * The source of a direct phase is not read twice: its record holds a hash of samples of the output,
+ * not of all of it. That is enough. No byte of the source is overwritten while the phase is in
+ * force, so it can be made again from what stands there, whatever part of it was made before. What
+ * recovery must rule out is that somebody else has rewritten the spool. A rewrite that takes out or
+ * puts in even a byte shifts all that follows, against the anchors on both sides, the samples
+ * between, and the place of every message at or behind the phase's source that the plan knows (all
+ * boundaries are checked). A rewrite in place that shifts nothing is copied as it stands, which is
+ * what its author wants.
+ *
  * The last phase also writes a random *mark* behind the output. As long as it stands there the
  * spool has not been cut; sizes alone cannot tell, since others may append at any time. It reaches
  * into the next page where there is one: an append behind the cut may come to the disk without the
@@ -91,13 +100,14 @@ struct expunge_record {
 	uint64_t state;	   /* enum journal_state */
 	uint64_t device;   /* for the administrator: it may change at a reboot */
 	uint64_t inode;
-	uint64_t old_size;	/* as planned */
-	uint64_t new_size;	/* as planned */
-	uint64_t known_size;	/* size of the spool, on disk, when the record was made */
-	uint64_t done;		/* output below is final */
-	uint64_t end;		/* output of this phase ends here */
-	uint64_t mark_length;	/* 0 to JOURNAL_MARK_MAX bytes written at end */
-	uint64_t output_hash;	/* of the output from done to end, and of the mark */
+	uint64_t old_size;    /* as planned */
+	uint64_t new_size;    /* as planned */
+	uint64_t known_size;  /* size of the spool, on disk, when the record was made */
+	uint64_t done;	      /* output below is final */
+	uint64_t end;	      /* output of this phase ends here */
+	uint64_t mark_length; /* 0 to JOURNAL_MARK_MAX bytes written at end */
+	uint64_t
+	    output_hash; /* of the output from done to end (direct: of samples), and of the mark */
 	uint64_t before_hash;	/* of what stood where an image phase writes */
 	uint64_t payload_hash;	/* of image, mark and block hashes; image phases only */
 	uint64_t program_size;	/* bytes in the journal; 0 when no program is needed */

@@ -390,6 +390,16 @@ prove_collapse(struct recovery *recovery, struct error *error)
 	return 0;
 }
 
+/* The source offset from which on nothing of ours is written before the phase is on disk. */
+static uint64_t
+intact_from(struct expunge_move *move)
+{
+	const struct expunge_record *record = &move->record;
+
+	return expunge_source_of(
+	    move, record->state == JOURNAL_DIRECT ? record->done : record->end);
+}
+
 static int
 prove_phase(struct recovery *recovery, struct error *error)
 {
@@ -409,8 +419,7 @@ prove_phase(struct recovery *recovery, struct error *error)
 	if (anchored && check_phase(recovery, &phase, error) != 0)
 		return -1;
 	if (anchored && phase && move->record.program_size > 0 && recovery->progress != SPOOL_CUT &&
-	    expunge_check_boundaries(
-		move, expunge_source_of(move, move->record.end), &boundaries, error) != 0)
+	    expunge_check_boundaries(move, intact_from(move), &boundaries, error) != 0)
 		return -1;
 	if (!anchored || !phase || !boundaries)
 		recovery->progress = SPOOL_FOREIGN;

@@ -20,11 +20,11 @@
 /* Limits that make a few kilobytes one image, or several phases. */
 #define SCENE_SINGLE                                                                               \
 	{                                                                                          \
-		.image = 8192, .gap = 8192, .journal = SCENE_JOURNAL_BYTES, .sample = 64           \
+		.image = 8192, .gap = 8192, .journal = SCENE_JOURNAL_BYTES, .sample = 16           \
 	}
 #define SCENE_PHASED                                                                               \
 	{                                                                                          \
-		.image = 1024, .gap = 2048, .journal = SCENE_JOURNAL_BYTES, .sample = 64           \
+		.image = 1024, .gap = 2048, .journal = SCENE_JOURNAL_BYTES, .sample = 16           \
 	}
 #define SCENE_COLLAPSE                                                                             \
 	{                                                                                          \
