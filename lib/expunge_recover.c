@@ -328,10 +328,10 @@ check_phase(struct recovery *recovery, bool *ours_out, struct error *error)
 
 	if (move->record.state == JOURNAL_CUT)
 		return 0;
-	if (recovery->payload_lost)
-		return check_target(move, move->record.output_hash, ours_out, error);
 	if (move->record.state == JOURNAL_DIRECT)
 		return check_source(move, ours_out, error);
+	if (recovery->payload_lost)
+		return check_target(move, move->record.output_hash, ours_out, error);
 	return check_blocks(move, ours_out, error);
 }
 
@@ -341,6 +341,8 @@ estimate_progress(struct recovery *recovery, const struct stat *status, struct e
 {
 	const struct expunge_record *record = &recovery->move.record;
 	uint64_t size = (uint64_t)status->st_size;
+	/* Its source is intact until the next phase begins: it can always be made again. */
+	bool done = recovery->payload_lost && record->state != JOURNAL_DIRECT;
 
 	recovery->progress = SPOOL_FOREIGN;
 	if (status->st_ino != record->inode || size < record->end)
@@ -348,7 +350,7 @@ estimate_progress(struct recovery *recovery, const struct stat *status, struct e
 	if (record->state == JOURNAL_CUT)
 		return estimate_cut(recovery, size, error);
 	if (size >= record->known_size)
-		recovery->progress = recovery->payload_lost ? PHASE_DONE : PHASE_OPEN;
+		recovery->progress = done ? PHASE_DONE : PHASE_OPEN;
 	return 0;
 }
 
