@@ -331,6 +331,14 @@ int expunge_collapse_commit(struct expunge_move *move, struct error *error);
 int expunge_move_down(struct expunge_move *move, const struct expunge_plan *plan, uint64_t limit,
     uint64_t start, uint64_t end, struct error *error);
 
+/*
+ * For recovery, with the record in force confirmed and proved: make the patches (their payload is
+ * in the buffer) and what follows them; go on with a collapse from where it was found.
+ */
+int expunge_resume_patches(struct expunge_move *move, struct error *error);
+int expunge_resume_collapse(
+    struct expunge_move *move, const struct expunge_collapsed *found, struct error *error);
+
 /* As the public functions, with other limits. */
 int expunge_plan_make_limited(const struct mbox_table *table, const uint8_t *deleted,
     const struct expunge_abilities *abilities, const struct expunge_limits *limits,

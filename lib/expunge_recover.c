@@ -462,55 +462,6 @@ confirm(struct recovery *recovery, struct error *error)
 	return expunge_journal_confirm(&move->journal, record, error);
 }
 
-/* The seam is on disk: cut the blocks out, by moving the rest if they cannot be. */
-static int
-go_on_collapsing(struct recovery *recovery, uint64_t hole, bool begun, struct error *error)
-{
-	struct expunge_move *move = &recovery->move;
-	uint64_t start = move->record.cut_start;
-	bool refused;
-
-	if (expunge_collapse_make(move, hole, &refused, error) != 0)
-		return -1;
-	if (!refused)
-		return expunge_journal_void(&move->journal, error);
-	if (begun)
-		return error_set(error, ERROR_SYSTEM,
-		    "the file system will not go on with what it began to cut out");
-	return expunge_move_down(move, NULL, 0, start, start + move->record.cut_length, error);
-}
-
-static int
-go_on_with_patches(struct recovery *recovery, struct error *error)
-{
-	struct expunge_move *move = &recovery->move;
-
-	if (expunge_patch_write(move, error) != 0)
-		return -1;
-	if (move->record.cut_length == 0)
-		return expunge_journal_void(&move->journal, error);
-	if (expunge_collapse_commit(move, error) != 0)
-		return -1;
-	return go_on_collapsing(recovery, move->record.cut_start, false, error);
-}
-
-static int
-go_on_after_collapse(struct recovery *recovery, struct error *error)
-{
-	struct expunge_move *move = &recovery->move;
-	const struct expunge_record *record = &move->record;
-	const struct expunge_collapsed *found = &recovery->collapsed;
-
-	if (!found->shifted)
-		return go_on_collapsing(recovery, found->hole, found->begun, error);
-	if (store_sync_all(move->io, move->spool_fd, SPOOL_WHAT, error) != 0)
-		return -1;
-	if (found->trim_end > 0)
-		return expunge_move_down(
-		    move, NULL, 0, found->trim_end - record->cut_length, found->trim_end, error);
-	return expunge_journal_void(&move->journal, error);
-}
-
 static int
 go_on(struct recovery *recovery, struct error *error)
 {
@@ -519,9 +470,9 @@ go_on(struct recovery *recovery, struct error *error)
 	if (confirm(recovery, error) != 0)
 		return -1;
 	if (move->record.state == JOURNAL_PATCH)
-		return go_on_with_patches(recovery, error);
+		return expunge_resume_patches(move, error);
 	if (move->record.state == JOURNAL_COLLAPSE)
-		return go_on_after_collapse(recovery, error);
+		return expunge_resume_collapse(move, &recovery->collapsed, error);
 	if (recovery->progress == PHASE_OPEN) {
 		if (expunge_write_phase(move, error) != 0)
 			return -1;

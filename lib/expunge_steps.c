@@ -16,6 +16,7 @@
 #define XFS_MAGIC	0x58465342u
 #define BTRFS_MAGIC	0x9123683eu
 #define BLOCK_SIZE_MAX	16384u /* bytes; with larger ones a filler would have to be too large */
+#define SPOOL_WHAT	"spool"
 #define JOURNAL_PENDING "an expunge is still pending in the journal"
 
 int
@@ -243,6 +244,53 @@ expunge_apply(const struct store_io *io, int spool_fd, int journal_fd,
 {
 	return expunge_apply_limited(
 	    io, spool_fd, journal_fd, plan, &expunge_default_limits, pending_out, error);
+}
+
+/* ---- what recovery goes on with ---- */
+
+/* The seam is on disk: cut the blocks out, by moving the rest if they cannot be. */
+static int
+resume_cut(struct expunge_move *move, uint64_t hole, bool begun, struct error *error)
+{
+	uint64_t start = move->record.cut_start;
+	bool refused;
+
+	if (expunge_collapse_make(move, hole, &refused, error) != 0)
+		return -1;
+	if (!refused)
+		return expunge_journal_void(&move->journal, error);
+	if (begun)
+		return error_set(error, ERROR_SYSTEM,
+		    "the file system will not go on with what it began to cut out");
+	return expunge_move_down(move, NULL, 0, start, start + move->record.cut_length, error);
+}
+
+int
+expunge_resume_patches(struct expunge_move *move, struct error *error)
+{
+	if (expunge_patch_write(move, error) != 0)
+		return -1;
+	if (move->record.cut_length == 0)
+		return expunge_journal_void(&move->journal, error);
+	if (expunge_collapse_commit(move, error) != 0)
+		return -1;
+	return resume_cut(move, move->record.cut_start, false, error);
+}
+
+int
+expunge_resume_collapse(
+    struct expunge_move *move, const struct expunge_collapsed *found, struct error *error)
+{
+	const struct expunge_record *record = &move->record;
+
+	if (!found->shifted)
+		return resume_cut(move, found->hole, found->begun, error);
+	if (store_sync_all(move->io, move->spool_fd, SPOOL_WHAT, error) != 0)
+		return -1;
+	if (found->trim_end > 0)
+		return expunge_move_down(
+		    move, NULL, 0, found->trim_end - record->cut_length, found->trim_end, error);
+	return expunge_journal_void(&move->journal, error);
 }
 
 /* ---- patches ---- */

@@ -83,6 +83,22 @@ enum model_operation {
 	MODEL_CLONE
 };
 
+/* What a test breaks on purpose, to see that it would be noticed. */
+enum model_mutation_kind {
+	MODEL_NO_MUTATION,
+	MODEL_DROP_SYNC,   /* sync `number` (from 1) of the file does nothing, and says it did */
+	MODEL_DELAY_SYNC,  /* it is made only after the next change */
+	MODEL_CLEAR_FIELD, /* number `number` of each header of the journal is zero, checksum right
+			    */
+};
+
+struct model_mutation {
+	enum model_mutation_kind kind;
+	int file;
+	unsigned number;
+	bool delayed; /* a sync is yet to be made */
+};
+
 struct model_store {
 	struct model_file files[MODEL_FILES];
 	struct model_change changes[MODEL_PENDING];
@@ -101,6 +117,7 @@ struct model_store {
 	void (*before)(struct model_store *store, void *argument);
 	void (*after)(struct model_store *store, void *argument);
 	void *argument;
+	struct model_mutation mutation;
 	enum model_operation operation; /* the present one */
 	enum model_operation previous;
 };
