@@ -277,6 +277,54 @@ begin_phase(struct expunge_move *move, struct expunge_record *record, struct err
 
 /* ---- destructive steps ---- */
 
+/*
+ * Let whole blocks of the run of output at *at be shared with its source, if they can be; *size is
+ * the rest of what is to be copied before it, or all. *shared_out bytes behind *size are done.
+ */
+static int
+share_blocks(const struct expunge_move *move, uint64_t at, uint64_t run, uint64_t source,
+    uint64_t *size, uint64_t *shared_out, struct error *error)
+{
+	uint64_t block = move->plan->abilities.block_size;
+	const struct store_io *io = move->io;
+	uint64_t start;
+	uint64_t end;
+
+	*shared_out = 0;
+	if ((source - at) % block != 0)
+		return 0;
+	start = (at + block - 1) / block * block;
+	end = (at + run) / block * block;
+	if (start >= end)
+		return 0;
+	if (io->operations->clone_range(io->context, move->spool_fd, (off_t)start, move->spool_fd,
+		(off_t)(start + (source - at)), (off_t)(end - start)) == 0) {
+		*size = start - at;
+		*shared_out = end - start;
+		return 0;
+	}
+	if (errno != EOPNOTSUPP && errno != EINVAL && errno != ENOSYS && errno != EXDEV &&
+	    errno != ENOTTY && errno != EINTR)
+		return error_set_errno(error, errno, "cannot share blocks of the " SPOOL_WHAT);
+	return 0;
+}
+
+static int
+copy_output(struct expunge_move *move, struct expunge_cursor *cursor, uint64_t at, uint64_t end,
+    struct error *error)
+{
+	while (at < end) {
+		uint64_t size = minimum(end - at, PIECE);
+
+		if (read_output(move, cursor, at, move->buffer, size, error) != 0 ||
+		    store_write(move->io, move->spool_fd, move->buffer, size, (off_t)at, SPOOL_WHAT,
+			error) != 0)
+			return -1;
+		at += size;
+	}
+	return 0;
+}
+
 static int
 write_direct(struct expunge_move *move, struct error *error)
 {
@@ -284,13 +332,21 @@ write_direct(struct expunge_move *move, struct error *error)
 	struct expunge_cursor cursor = move->cursor;
 
 	for (uint64_t at = record->done; at < record->end;) {
-		uint64_t size = minimum(record->end - at, PIECE);
+		uint64_t size = record->end - at;
+		uint64_t shared = 0;
+		uint64_t source;
+		const char *text;
 
-		if (read_output(move, &cursor, at, move->buffer, size, error) != 0 ||
-		    store_write(move->io, move->spool_fd, move->buffer, size, (off_t)at, SPOOL_WHAT,
-			error) != 0)
+		if (move->plan->abilities.clone) {
+			cursor_seek(move->plan, &cursor, at);
+			size = output_run(move->plan, &cursor, at, size, &text, &source);
+			if (text == NULL &&
+			    share_blocks(move, at, size, source, &size, &shared, error) != 0)
+				return -1;
+		}
+		if (copy_output(move, &cursor, at, at + size, error) != 0)
 			return -1;
-		at += size;
+		at += size + shared;
 	}
 	if (record->mark_length == 0)
 		return 0;

@@ -180,9 +180,9 @@ int expunge_program_encode(
 int expunge_program_decode(const uint8_t *bytes, size_t size, uint64_t count,
     struct expunge_plan *plan, struct error *error);
 
-/* Choose the steps of a plan whose segments are there; more than single_shot bytes are no image. */
+/* Choose the steps of a plan whose segments are there; for clones they get fillers. */
 void expunge_choose_steps(const struct mbox_table *table, const uint8_t *deleted,
-    const struct expunge_abilities *abilities, uint64_t single_shot, struct expunge_plan *plan);
+    const struct expunge_limits *limits, struct expunge_plan *plan);
 
 /* ---- the engine ---- */
 

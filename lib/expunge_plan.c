@@ -344,7 +344,7 @@ expunge_plan_make_limited(const struct mbox_table *table, const uint8_t *deleted
 	}
 	if (abilities != NULL)
 		plan.abilities = *abilities;
-	expunge_choose_steps(table, deleted, &plan.abilities, limits->image, &plan);
+	expunge_choose_steps(table, deleted, limits, &plan);
 	*plan_out = plan;
 	return 0;
 }

@@ -31,6 +31,11 @@
 		.collapse = true, .filler = true, .block_size = MODEL_BLOCK                        \
 	}
 
+#define SCENE_CLONE                                                                                \
+	{                                                                                          \
+		.clone = true, .filler = true, .block_size = MODEL_BLOCK                           \
+	}
+
 /* What is deleted from which spool, with which limits, on which file system. */
 struct scenario {
 	const char *name;
