@@ -242,6 +242,7 @@ replace_spool(struct update *update, const struct expunge_plan *plan)
 static int
 expunge(struct update *update, struct error *error)
 {
+	struct expunge_abilities abilities;
 	struct expunge_plan plan;
 	struct stat status;
 	bool pending = false;
@@ -254,7 +255,9 @@ expunge(struct update *update, struct error *error)
 		return -1;
 	if (update->result.deleted == 0)
 		return 0; /* another program has deleted them already */
-	if (expunge_plan_make(&update->table, update->deleted, &plan, error) == -1)
+	if (expunge_probe(update->spool_fd, update->agent->settings->filler, &abilities, error) ==
+		-1 ||
+	    expunge_plan_make(&update->table, update->deleted, &abilities, &plan, error) == -1)
 		return -1;
 	if (replace_spool(update, &plan)) {
 		result = 0;
@@ -326,6 +329,17 @@ report_recovery(struct update *update, enum expunge_recovery recovery)
 		update->result.status = UPDATE_TEMPORARY;
 		snprintf(update->result.reason, sizeof update->result.reason,
 		    "the update had not begun: the spool is unchanged");
+		break;
+	case EXPUNGE_COMPLETED_STEP:
+		update->result.status = UPDATE_TEMPORARY;
+		snprintf(update->result.reason, sizeof update->result.reason,
+		    "only a part of the messages was deleted");
+		break;
+	case EXPUNGE_TEMP_DROP:
+		update->result.status = UPDATE_TEMPORARY;
+		update->result.recovery = RECOVERY_PENDING;
+		snprintf(update->result.reason, sizeof update->result.reason,
+		    "a temporary drop is pending");
 		break;
 	case EXPUNGE_FOREIGN:
 		update->result.status = UPDATE_TEMPORARY;
