@@ -23,6 +23,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "lib/index.h"
 #include "lib/uidl.h"
 
 #define TOP_CHUNK      (16u << 10) /* bytes read at once where only the top is wanted */
@@ -66,16 +67,9 @@ table_size(uint32_t count, uint32_t strings_size)
 static int
 map_table(struct maildrop *maildrop, int fd, size_t size, struct error *error)
 {
-	struct stat status;
-	int seals = fcntl(fd, F_GET_SEALS);
-
-	if (seals < 0 || (seals & SEALS) != SEALS)
-		return error_set(error, ERROR_FORMAT, "the table is not sealed");
-	if (fstat(fd, &status) != 0)
-		return error_set_errno(error, errno, "cannot look at the table");
-	if (status.st_size < 0 || (uint64_t)status.st_size != size || size == 0)
-		return error_set(error, ERROR_FORMAT, "the table has the wrong size");
-	maildrop->map = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0);
+	if (index_check_sealed(fd, size, error) != 0)
+		return -1;
+	maildrop->map = mmap(NULL, size, PROT_READ, MAP_SHARED | MAP_POPULATE, fd, 0);
 	if (maildrop->map == MAP_FAILED) {
 		maildrop->map = NULL;
 		return error_set_errno(error, errno, "cannot map the table");
@@ -99,55 +93,6 @@ copy_table(
 	return 0;
 }
 
-/* Whether a unique-id is an ordinal, or a text that lies inside the strings and ends there. */
-static bool
-uid_valid(const struct mbox_table *table, uint32_t uid)
-{
-	uint32_t position = uid & ~MBOX_UID_IN_STRINGS;
-	size_t room;
-
-	if (!(uid & MBOX_UID_IN_STRINGS))
-		return uid > 0;
-	if (position >= table->strings_size)
-		return false;
-	room = table->strings_size - position;
-	return uidl_valid(table->strings + position, strnlen(table->strings + position, room)) &&
-	       strnlen(table->strings + position, room) < room;
-}
-
-/* Each message lies behind the one before, inside the spool. *end is where that one ended. */
-static bool
-extent_valid(const struct mbox_message *message, uint64_t spool_size, uint64_t *end)
-{
-	uint64_t content, next;
-
-	if (message->offset < *end ||
-	    __builtin_add_overflow(message->offset, message->prefix_length, &content) ||
-	    __builtin_add_overflow(content, message->content_length, &next) || next > spool_size)
-		return false;
-	*end = next;
-	return true;
-}
-
-static int
-check_table(const struct mbox_table *table, struct error *error)
-{
-	uint64_t end = 0;
-	uint64_t octets = 0;
-
-	for (uint32_t i = 0; i < table->count; i++) {
-		const struct mbox_message *message = &table->messages[i];
-		if (!extent_valid(message, table->spool_size, &end) ||
-		    __builtin_add_overflow(octets, message->octets, &octets) ||
-		    !uid_valid(table, message->uid))
-			return error_set(
-			    error, ERROR_FORMAT, "the table is broken at message %" PRIu32, i + 1);
-	}
-	if (octets != table->total_octets)
-		return error_set(error, ERROR_FORMAT, "the table has a wrong sum of octets");
-	return 0;
-}
-
 static int
 take_table(
     struct maildrop *maildrop, const struct message *message, int table_fd, struct error *error)
@@ -156,10 +101,12 @@ take_table(
 	size_t size = table_size(result->count, result->strings_size);
 	unsigned char *bytes;
 
-	if (table_fd >= 0 ? map_table(maildrop, table_fd, size, error) != 0
+	if (table_fd >= 0 ? map_table(maildrop, table_fd, INDEX_HEADER_SIZE + size, error) != 0
 			  : copy_table(maildrop, message, size, error) != 0)
 		return -1;
-	bytes = maildrop->map != NULL ? maildrop->map : maildrop->block;
+	bytes = maildrop->block;
+	if (maildrop->map != NULL)
+		bytes = (unsigned char *)maildrop->map + INDEX_HEADER_SIZE;
 	maildrop->table = (struct mbox_table){
 		.count = result->count,
 		.strings_size = result->strings_size,
@@ -170,7 +117,7 @@ take_table(
 		return 0;
 	maildrop->table.messages = (struct mbox_message *)(void *)bytes;
 	maildrop->table.strings = (char *)bytes + table_size(result->count, 0);
-	return check_table(&maildrop->table, error);
+	return index_check_table(&maildrop->table, error);
 }
 
 int
@@ -209,6 +156,7 @@ list_deletions(const struct connection *connection, struct mbox_message *records
 		if (!pop3_is_deleted(&connection->engine, i))
 			continue;
 		*records = table->messages[i];
+		records->flags |= MBOX_TOMBSTONE;
 		if (records->uid & MBOX_UID_IN_STRINGS) {
 			const char *uid = table->strings + (records->uid & ~MBOX_UID_IN_STRINGS);
 			size_t size = strlen(uid) + 1;

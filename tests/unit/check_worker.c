@@ -196,6 +196,8 @@ delete_two(struct client *client)
 	ck_assert_uint_eq(message.payload.update.expected, 3);
 	ck_assert_uint_eq(message.tail_size, sizeof records + 6);
 	memcpy(records, message.tail, sizeof records);
+	ck_assert_uint_eq(records[0].flags, MBOX_TOMBSTONE);
+	records[0].flags = 0;
 	ck_assert_mem_eq(&records[0], &spool.table.messages[1], sizeof records[0]);
 	ck_assert_uint_eq(records[1].offset, spool.table.messages[2].offset);
 	ck_assert_uint_eq(records[1].uid, MBOX_UID_IN_STRINGS);
