@@ -224,11 +224,19 @@ carry_marks(struct indexed_spool *spool, struct error *error)
 	return 0;
 }
 
+/* The whole spool, or what has been appended to it since it was indexed. */
 static int
-scan_all(const struct user_agent *agent, int fd, struct indexed_spool *spool, struct error *error)
+scan(const struct user_agent *agent, int fd, enum index_use use, struct indexed_spool *spool,
+    struct error *error)
 {
 	struct mbox_options options = scan_options(agent->settings);
+	bool done = false;
 
+	if (use == INDEX_GROWN && index_scan_grown(&store_io_system, fd, &spool->index,
+				      spool->identity.size, &done, &spool->table, error) == -1)
+		return -1;
+	if (done)
+		return 0;
 	if (mbox_scan(&store_io_system, fd, spool->identity.size, &options, &spool->table, error) ==
 	    -1)
 		return -1;
@@ -239,6 +247,7 @@ int
 user_agent_index_spool(const struct user_agent *agent, int fd, bool trust_index,
     struct indexed_spool *spool, struct error *error)
 {
+	struct spool_identity before;
 	enum index_use use;
 
 	if (take_identity(fd, &spool->identity, error) == -1)
@@ -248,10 +257,13 @@ user_agent_index_spool(const struct user_agent *agent, int fd, bool trust_index,
 		spool->table = spool->index.table;
 		return 0;
 	}
+	before = spool->identity;
 	if (wait_until_firm(fd, &spool->identity, &spool->racy, error) == -1)
 		return -1;
+	if (!trust_index || !spool_identity_equal(&before, &spool->identity))
+		use = INDEX_STALE;
 	spool->read_spool = true;
-	return scan_all(agent, fd, spool, error);
+	return scan(agent, fd, use, spool, error);
 }
 
 /* ---- images ---- */

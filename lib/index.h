@@ -124,6 +124,15 @@ int index_tail_hash(const struct store_io *io, int fd, uint64_t size, uint8_t ou
 int index_is_prefix(const struct store_io *io, int fd, const struct index *index, bool *matches_out,
     struct error *error);
 
+/*
+ * The table of the spool behind fd, which has size bytes now, from that of an index which is
+ * INDEX_GROWN for it: reads what index_is_prefix reads, the last message of the index, and what has
+ * been appended (index_grown.c). *done_out is false, and *table_out not set, where only a scan of
+ * the whole spool can tell. The caller frees the table.
+ */
+int index_scan_grown(const struct store_io *io, int fd, const struct index *index, uint64_t size,
+    bool *done_out, struct mbox_table *table_out, struct error *error);
+
 /* ---- tables (index_table.c) ---- */
 
 /*
