@@ -50,8 +50,7 @@ maildrop_close(struct maildrop *maildrop)
 		close(maildrop->spool_fd);
 	if (maildrop->lock_fd >= 0)
 		close(maildrop->lock_fd);
-	if (maildrop->map != NULL)
-		munmap(maildrop->map, maildrop->map_size);
+	worker_image_release(maildrop->image);
 	free(maildrop->block);
 	maildrop_start(maildrop);
 }
@@ -61,21 +60,6 @@ static size_t
 table_size(uint32_t count, uint32_t strings_size)
 {
 	return (size_t)count * sizeof(struct mbox_message) + strings_size;
-}
-
-/* A memfd that nobody can change or shorten any more: a mapping of it cannot fail us later. */
-static int
-map_table(struct maildrop *maildrop, int fd, size_t size, struct error *error)
-{
-	if (index_check_sealed(fd, size, error) != 0)
-		return -1;
-	maildrop->map = mmap(NULL, size, PROT_READ, MAP_SHARED | MAP_POPULATE, fd, 0);
-	if (maildrop->map == MAP_FAILED) {
-		maildrop->map = NULL;
-		return error_set_errno(error, errno, "cannot map the table");
-	}
-	maildrop->map_size = size;
-	return 0;
 }
 
 static int
@@ -94,34 +78,32 @@ copy_table(
 }
 
 static int
-take_table(
-    struct maildrop *maildrop, const struct message *message, int table_fd, struct error *error)
+take_table(struct maildrop *maildrop, struct worker_images *images, const struct message *message,
+    int table_fd, struct error *error)
 {
 	const struct message_login_result *result = &message->payload.login_result;
-	size_t size = table_size(result->count, result->strings_size);
-	unsigned char *bytes;
 
-	if (table_fd >= 0 ? map_table(maildrop, table_fd, INDEX_HEADER_SIZE + size, error) != 0
-			  : copy_table(maildrop, message, size, error) != 0)
-		return -1;
-	bytes = maildrop->block;
-	if (maildrop->map != NULL)
-		bytes = (unsigned char *)maildrop->map + INDEX_HEADER_SIZE;
 	maildrop->table = (struct mbox_table){
 		.count = result->count,
 		.strings_size = result->strings_size,
 		.spool_size = result->identity.size,
 		.total_octets = result->total_octets,
 	};
-	if (bytes == NULL)
-		return 0;
-	maildrop->table.messages = (struct mbox_message *)(void *)bytes;
-	maildrop->table.strings = (char *)bytes + table_size(result->count, 0);
+	if (table_fd >= 0)
+		return worker_image_take(
+		    images, table_fd, &maildrop->table, &maildrop->image, error);
+	if (copy_table(maildrop, message, table_size(result->count, result->strings_size), error) !=
+	    0)
+		return -1;
+	maildrop->table.messages = maildrop->block;
+	if (maildrop->block != NULL)
+		maildrop->table.strings = (char *)maildrop->block + table_size(result->count, 0);
 	return index_check_table(&maildrop->table, error);
 }
 
 int
-maildrop_take(struct maildrop *maildrop, struct message *message, struct error *error)
+maildrop_take(struct maildrop *maildrop, struct worker_images *images, struct message *message,
+    struct error *error)
 {
 	const struct message_login_result *result = &message->payload.login_result;
 	unsigned next = 0;
@@ -137,7 +119,7 @@ maildrop_take(struct maildrop *maildrop, struct message *message, struct error *
 	maildrop->filesystem = result->filesystem;
 	maildrop->identity = result->identity;
 	maildrop->verify = result->flags & LOGIN_RACY;
-	failed = take_table(maildrop, message, table_fd, error);
+	failed = take_table(maildrop, images, message, table_fd, error);
 	if (table_fd >= 0)
 		close(table_fd);
 	return failed;

@@ -247,7 +247,7 @@ login_opened(struct connection *connection, struct message *message)
 	connection->figures.open = (int64_t)result->open_microseconds;
 	if (connection->figures.auth > connection->figures.open)
 		connection->figures.auth -= connection->figures.open;
-	if (maildrop_take(&connection->maildrop, message, &error) == 0)
+	if (maildrop_take(&connection->maildrop, connection->worker->images, message, &error) == 0)
 		login_done(connection);
 	else
 		login_unusable(connection, &error);

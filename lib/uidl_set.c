@@ -4,6 +4,7 @@
  */
 #include "config.h"
 
+#include <endian.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,8 +14,7 @@
 #include "lib/uidl.h"
 #include "lib/uidl_set.h"
 
-#define PREFIX_BYTES 6u /* of a digest: as many as make whole characters of base64url, */
-#define PREFIX_CHARS 8u /* so many */
+#define PREFIX_CHARS 8u /* of a digest as base64url, which are whole bytes of it */
 #define DIGEST_CHARS 22u
 #define ORDINAL_MAX  9u /* digits */
 
@@ -22,7 +22,7 @@ struct uidl_set {
 	const struct mbox_table *table;
 	uint64_t seed;
 	size_t mask;
-	uint32_t *slots; /* 1-based indexes; 0 is free; never more than half full */
+	uint32_t *slots; /* 1-based indexes; 0 is free; never more than a quarter full */
 };
 
 /* The begin of a digest and an ordinal as one number. */
@@ -88,15 +88,15 @@ key_of_text(const char *text, size_t length)
 static uint64_t
 key_of_message(const struct mbox_table *table, const struct mbox_message *message)
 {
-	uint64_t prefix = 0;
+	uint64_t prefix;
 
 	if ((message->uid & MBOX_UID_IN_STRINGS) != 0) {
 		char text[UIDL_MAX_LENGTH + 1];
 
 		return key_of_text(text, uidl_format(table, message, text));
 	}
-	for (size_t i = 0; i < PREFIX_BYTES; i++)
-		prefix = prefix << 8 | message->digest[i];
+	memcpy(&prefix, message->digest, sizeof prefix);
+	prefix = be64toh(prefix) >> (64 - 6 * PREFIX_CHARS);
 	return key_of(prefix, message->uid & ~MBOX_UID_REJECTED);
 }
 
@@ -148,12 +148,12 @@ uidl_set_new(
 {
 	const void *random = (const void *)getauxval(AT_RANDOM);
 	struct uidl_set *set = calloc(1, sizeof *set);
-	size_t slots = 16;
+	size_t slots = 256;
 	size_t count = 0;
 
 	for (uint32_t i = 0; i < table->count; i++)
 		count += belongs(&table->messages[i], flags);
-	while (slots < 2 * count)
+	while (slots < 4 * count)
 		slots *= 2;
 	if (set == NULL || (set->slots = calloc(slots, sizeof *set->slots)) == NULL) {
 		free(set);
