@@ -276,9 +276,9 @@ copy_image(int file_fd, size_t size, struct error *error)
 }
 
 static int
-map_image(int file_fd, size_t size, struct index *index, struct error *error)
+map_image(int file_fd, bool from_file, size_t size, struct index *index, struct error *error)
 {
-	if (index_check_sealed(file_fd, size, error) == 0) {
+	if (!from_file) {
 		index->fd = fcntl(file_fd, F_DUPFD_CLOEXEC, 0);
 		if (index->fd == -1)
 			return error_set_errno(error, errno, "cannot keep an index");
@@ -296,22 +296,35 @@ map_image(int file_fd, size_t size, struct index *index, struct error *error)
 	return 0;
 }
 
-/* The mapped image: now nobody can change it any more. */
 static int
-check_image(struct index *index, const struct spool_identity *identity, struct error *error)
+check_checksum(const struct index_header *header, size_t size, struct error *error)
+{
+	uint8_t checksum[INDEX_HASH_SIZE];
+
+	if (compute_checksum(
+		header, header + 1, size - INDEX_HEADER_SIZE, NULL, 0, checksum, error) == -1)
+		return -1;
+	if (memcmp(checksum, header->checksum, sizeof checksum) != 0)
+		return broken(error, "its checksum is wrong");
+	return 0;
+}
+
+/*
+ * The mapped image: now nobody can change it any more. The checksum is against what happens to
+ * files; an image that was never in one needs none.
+ */
+static int
+check_image(
+    struct index *index, const struct spool_identity *identity, bool from_file, struct error *error)
 {
 	const struct index_header *header = index->map;
 	struct mbox_message *messages =
 	    (struct mbox_message *)(void *)((char *)index->map + INDEX_HEADER_SIZE);
-	uint8_t checksum[INDEX_HASH_SIZE];
 
 	if (check_header(header, index->map_size, identity, error) == -1 ||
 	    check_sizes(header, index->map_size, error) == -1 ||
-	    compute_checksum(header, messages, index->map_size - INDEX_HEADER_SIZE, NULL, 0,
-		checksum, error) == -1)
+	    (from_file && check_checksum(header, index->map_size, error) == -1))
 		return -1;
-	if (memcmp(checksum, header->checksum, sizeof checksum) != 0)
-		return broken(error, "its checksum is wrong");
 	index->table = (struct mbox_table){
 		.messages = messages,
 		.count = header->count,
@@ -339,6 +352,7 @@ index_load(int fd, const struct spool_identity *identity, uint32_t options, stru
 	struct index index = { .fd = -1 };
 	struct index_header header;
 	struct stat status;
+	bool from_file;
 
 	if (fstat(fd, &status) == -1)
 		return error_set_errno(error, errno, "cannot look at an index");
@@ -354,8 +368,9 @@ index_load(int fd, const struct spool_identity *identity, uint32_t options, stru
 		*index_out = index;
 		return 0;
 	}
-	if (map_image(fd, (size_t)status.st_size, &index, error) == -1 ||
-	    check_image(&index, identity, error) == -1) {
+	from_file = index_check_sealed(fd, (size_t)status.st_size, error) == -1;
+	if (map_image(fd, from_file, (size_t)status.st_size, &index, error) == -1 ||
+	    check_image(&index, identity, from_file, error) == -1) {
 		index_free(&index);
 		return -1;
 	}

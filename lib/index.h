@@ -38,11 +38,11 @@ enum index_option {
 
 /* What an image says of its spool beside the table. */
 struct index_facts {
-	struct spool_identity identity;	    /* firm: no later change can have the same */
-	uint32_t options;		    /* enum index_option, or-ed */
-	uint32_t marks;			    /* messages with MBOX_READ */
-	bool transient;		/* for a worker only: hidden messages are left out, or the
-					   identity is not firm */
+	struct spool_identity identity; /* firm: no later change can have the same */
+	uint32_t options;		/* enum index_option, or-ed */
+	uint32_t marks;			/* messages with MBOX_READ */
+	bool transient;			/* for a worker only: hidden messages are left out, or the
+						   identity is not firm */
 	uint8_t tail_hash[INDEX_HASH_SIZE]; /* index_tail_hash of the whole spool */
 };
 
@@ -141,6 +141,12 @@ int index_scan_grown(const struct store_io *io, int fd, const struct index *inde
  * ERROR_FORMAT if not. Run on every table that comes from another process or a file.
  */
 int index_check_table(const struct mbox_table *table, struct error *error);
+
+/*
+ * Heap memory for the messages of a table. Large tables live for milliseconds, most of which would
+ * go into page faults: they get huge pages where there are any. NULL when memory is exhausted.
+ */
+struct mbox_message *index_allocate_messages(size_t count);
 
 /*
  * The table without the messages whose bit is set (bit i of byte i/8 = message i), with the strings

@@ -136,7 +136,7 @@ join(const struct mbox_table *old, const struct mbox_table *new, struct mbox_tab
 		.total_octets = old->total_octets - last->octets + new->total_octets,
 		.format = old->format };
 
-	table.messages = malloc((size_t)table.count * sizeof *table.messages);
+	table.messages = index_allocate_messages(table.count);
 	table.strings = malloc((size_t)table.strings_size + 1);
 	if (table.messages == NULL || table.strings == NULL) {
 		mbox_table_free(&table);

@@ -9,9 +9,12 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "lib/index.h"
 #include "lib/uidl.h"
+
+#define HUGE_PAGE ((size_t)2 << 20) /* bytes; the usual size */
 
 /* ---- checking ---- */
 
@@ -84,6 +87,20 @@ append_string(struct mbox_table *table, struct mbox_message *message, const char
 	table->strings_size += (uint32_t)size;
 }
 
+struct mbox_message *
+index_allocate_messages(size_t count)
+{
+	size_t size = (count + 1) * sizeof(struct mbox_message);
+	void *messages = NULL;
+
+	if (size < HUGE_PAGE / 2)
+		return malloc(size);
+	if (posix_memalign(&messages, HUGE_PAGE, size) != 0)
+		return NULL;
+	madvise(messages, size, MADV_HUGEPAGE);
+	return messages;
+}
+
 /* An empty table with room for what without leaves, and for spare more bytes of strings. */
 static int
 allocate(const struct mbox_table *table, const uint8_t *without, size_t spare,
@@ -102,7 +119,7 @@ allocate(const struct mbox_table *table, const uint8_t *without, size_t spare,
 	    (struct mbox_table){ .spool_size = table->spool_size, .format = table->format };
 	if (strings_size >= MBOX_UID_IN_STRINGS)
 		return error_set(error, ERROR_LIMIT, "the unique-ids take %zu bytes", strings_size);
-	table_out->messages = malloc((count + 1) * sizeof *table_out->messages);
+	table_out->messages = index_allocate_messages(count);
 	table_out->strings = malloc(strings_size + 1);
 	if (table_out->messages != NULL && table_out->strings != NULL)
 		return 0;
