@@ -248,7 +248,7 @@ struct message_agent_index {
 	uint32_t hidden;
 	uint32_t visible_strings_size; /* of the second image; 0 without one */
 	uint32_t filesystem;	       /* enum spool_filesystem */
-	uint32_t reserved;
+	uint32_t write;		       /* 1: into the index file; 0: what is there still serves */
 	uint64_t total_octets;
 	struct spool_identity identity; /* firm */
 };

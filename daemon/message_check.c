@@ -271,8 +271,8 @@ check_agent_index(const struct message *message, const struct parties *parties)
 		return "session is 0";
 	if (index->filesystem >= SPOOL_FILESYSTEM_COUNT)
 		return "filesystem out of range";
-	if (index->reserved)
-		return "reserved is not 0";
+	if (index->write > 1)
+		return "write out of range";
 	if (index->hidden > index->count)
 		return "hidden out of range";
 	if ((index->hidden ? 2 : 1) != message->fd_count)

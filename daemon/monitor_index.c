@@ -203,7 +203,7 @@ monitor_index_keep(struct monitor *monitor, struct job *job)
 {
 	struct job *index = find_waiting(monitor, job);
 
-	if (job->index_fd == -1)
+	if (job->index_fd == -1 || job->index.write == 0)
 		return;
 	if (index == NULL) {
 		index = monitor_job_new(monitor, JOB_INDEX, 0, 0);

@@ -21,6 +21,7 @@
 
 #define WORTH_BYTES    (256u << 10) /* a spool of so many bytes, or of so many */
 #define WORTH_MESSAGES 64u	    /* messages, is read again at a price */
+#define FILE_SLACK     (1u << 20)   /* bytes that a spool may grow before its file is renewed */
 #define TICKS_MAX      3u	  /* clock ticks that a spool's identity may take to become firm */
 #define SCAN_CHEAP     (8u << 20) /* bytes that are scanned again as fast as a tick goes by */
 
@@ -324,20 +325,20 @@ user_agent_worker_image(const struct user_agent *agent, int fd, struct indexed_s
 }
 
 static bool
-has_marks(const struct mbox_table *table)
-{
-	for (uint32_t i = 0; i < table->count; i++)
-		if ((table->messages[i].flags & MBOX_READ) != 0)
-			return true;
-	return false;
-}
-
-static bool
 is_worth_keeping(const struct indexed_spool *spool)
 {
 	return !spool->racy && spool->read_spool && is_local(spool) &&
 	       (spool->identity.size >= WORTH_BYTES || spool->table.count > WORTH_MESSAGES ||
-		   has_marks(&spool->table));
+		   index_count_marks(&spool->table) > 0);
+}
+
+/* A few more messages are no reason to write megabytes: they are scanned again at need. */
+static bool
+file_still_serves(const struct user_agent *agent, int fd, const struct indexed_spool *spool)
+{
+	return agent->index_fd != -1 &&
+	       index_still_serves(&store_io_system, agent->index_fd, fd, &spool->identity,
+		   index_options(agent->settings), index_count_marks(&spool->table), FILE_SLACK);
 }
 
 int
@@ -360,6 +361,7 @@ user_agent_send_index(
 		.hidden = spool->table.hidden,
 		.visible_strings_size = spool->visible_strings_size,
 		.filesystem = spool->filesystem,
+		.write = !file_still_serves(agent, fd, spool),
 		.total_octets = spool->table.total_octets,
 		.identity = spool->identity,
 	};

@@ -99,8 +99,8 @@ compute_checksum(const struct index_header *header, const void *messages, size_t
 	return 0;
 }
 
-static uint32_t
-count_marks(const struct mbox_table *table)
+uint32_t
+index_count_marks(const struct mbox_table *table)
 {
 	uint32_t marks = 0;
 
@@ -126,7 +126,7 @@ fill_header(
 	header->count = table->count;
 	header->strings_size = table->strings_size;
 	header->hidden = table->hidden;
-	header->marks = count_marks(table);
+	header->marks = index_count_marks(table);
 	header->transient = facts->transient;
 	memcpy(header->tail_hash, facts->tail_hash, sizeof header->tail_hash);
 }
@@ -340,7 +340,7 @@ check_image(
 		.marks = header->marks,
 		.transient = header->transient != 0 };
 	memcpy(index->facts.tail_hash, header->tail_hash, sizeof index->facts.tail_hash);
-	if (count_marks(&index->table) != header->marks)
+	if (index_count_marks(&index->table) != header->marks)
 		return broken(error, "it has a wrong number of read marks");
 	return index_check_table(&index->table, error);
 }
@@ -453,4 +453,24 @@ index_is_prefix(const struct store_io *io, int fd, const struct index *index, bo
 			return -1;
 	}
 	return 0;
+}
+
+bool
+index_still_serves(const struct store_io *io, int index_fd, int fd,
+    const struct spool_identity *identity, uint32_t options, uint32_t marks, uint64_t slack)
+{
+	struct index_header header;
+	uint8_t tail_hash[INDEX_HASH_SIZE];
+	struct stat status;
+	struct error ignored;
+
+	if (fstat(index_fd, &status) == -1 ||
+	    store_read(io, index_fd, &header, sizeof header, 0, "the index", &ignored) == -1 ||
+	    check_form(&header, &ignored) == -1 ||
+	    check_sizes(&header, (uint64_t)status.st_size, &ignored) == -1 ||
+	    use_of(&header, identity, options) == INDEX_STALE || header.marks != marks ||
+	    identity->size - header.identity.size > slack)
+		return false;
+	return index_tail_hash(io, fd, header.identity.size, tail_hash, &ignored) == 0 &&
+	       memcmp(tail_hash, header.tail_hash, sizeof tail_hash) == 0;
 }

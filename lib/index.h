@@ -112,6 +112,9 @@ void index_free(struct index *index);
  */
 int index_check_sealed(int fd, size_t size, struct error *error);
 
+/* How many messages of a table have MBOX_READ. */
+uint32_t index_count_marks(const struct mbox_table *table);
+
 /* Hash of the last bytes (at most 4096) before size of the spool behind fd. */
 int index_tail_hash(const struct store_io *io, int fd, uint64_t size, uint8_t out[INDEX_HASH_SIZE],
     struct error *error);
@@ -132,6 +135,14 @@ int index_is_prefix(const struct store_io *io, int fd, const struct index *index
  */
 int index_scan_grown(const struct store_io *io, int fd, const struct index *index, uint64_t size,
     bool *done_out, struct mbox_table *table_out, struct error *error);
+
+/*
+ * Whether the image in the file behind index_fd still serves well for the spool behind fd: it has
+ * as many read marks, and the spool has not changed since, or has grown by no more than slack
+ * bytes. To be asked before an image is written anew for a few messages. False in doubt.
+ */
+bool index_still_serves(const struct store_io *io, int index_fd, int fd,
+    const struct spool_identity *identity, uint32_t options, uint32_t marks, uint64_t slack);
 
 /* ---- tables (index_table.c) ---- */
 

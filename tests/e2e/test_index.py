@@ -127,8 +127,8 @@ def grown(site):
     """Of a spool that has grown the new bytes are read, and little more."""
     first = big_site(site)
     path = wait_for_index(site)
+    written = os.stat(path).st_mtime_ns
     for number in range(3):
-        written = os.stat(path).st_mtime_ns
         with open(site.spool_path(), "a") as spool:
             spool.write(message(COUNT + number, "new\n"))
         settle()
@@ -139,13 +139,17 @@ def grown(site):
         client = site.login()
         assert client.stat()[0] == COUNT + number + 1
         client.quit()
-        wait_for_index(site, written)
         size = os.stat(site.spool_path()).st_size
         read = trace.bytes_read()
         assert 0 < read < size // 2, (read, size)
         seen = look(site)
         assert seen[3][:COUNT] == first[3] and seen[2][:COUNT] == first[2]
+    assert os.stat(path).st_mtime_ns == written, "the file is not written anew for a few messages"
+    with open(site.spool_path(), "a") as spool:
+        spool.write("".join(messages(20, 1000, COUNT + 10)))
+    settle()
     seen = look(site)
+    wait_for_index(site, written)
     forget(site)
     assert look(site) == seen
 

@@ -512,6 +512,28 @@ START_TEST(boundaries_are_looked_at)
 }
 END_TEST
 
+/* ---- when to write it anew ---- */
+
+START_TEST(a_file_serves_while_little_is_new)
+{
+	struct spool_identity now = facts.identity;
+	int image = make_image();
+
+#define SERVES(slack, marks)                                                                       \
+	index_still_serves(&store_io_system, image, spool_fd, &now, 0, marks, slack)
+	ck_assert(SERVES(0, 1));
+	ck_assert(!SERVES(0, 2));
+	now.size += 100;
+	ck_assert(SERVES(100, 1));
+	ck_assert(!SERVES(99, 1));
+	ck_assert_int_eq(pwrite(spool_fd, "x", 1, (off_t)spool_size - 3), 1);
+	ck_assert(!SERVES(100, 1));
+	ck_assert_int_eq(ftruncate(spool_fd, 10), 0);
+	ck_assert(!SERVES(100, 1));
+	close(image);
+}
+END_TEST
+
 int
 main(void)
 {
@@ -536,6 +558,7 @@ main(void)
 	tcase_add_test(tcase, a_huge_file_is_refused_unread);
 	tcase_add_test(tcase, what_stands_before_the_old_end_is_looked_at);
 	tcase_add_test(tcase, boundaries_are_looked_at);
+	tcase_add_test(tcase, a_file_serves_while_little_is_new);
 	suite_add_tcase(suite, tcase);
 	srunner_run_all(runner, CK_ENV);
 	failed = srunner_ntests_failed(runner);

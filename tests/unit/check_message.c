@@ -219,7 +219,7 @@ static const struct wrong wrong_values[] = {
 	WRONG(AGENT_INDEX, message_agent_index, hidden, 4),
 	WRONG(AGENT_INDEX, message_agent_index, visible_strings_size, UINT32_MAX),
 	WRONG(AGENT_INDEX, message_agent_index, filesystem, SPOOL_FILESYSTEM_COUNT),
-	WRONG(AGENT_INDEX, message_agent_index, reserved, 1),
+	WRONG(AGENT_INDEX, message_agent_index, write, 2),
 	WRONG(AGENT_INDEX, message_agent_index, total_octets, UINT64_MAX),
 	WRONG(AGENT_INDEX, message_agent_index, identity.size, UINT64_MAX),
 	WRONG(AGENT_INDEX, message_agent_index, identity.ctime_nanoseconds, 1000000000),
