@@ -225,6 +225,22 @@ carry_marks(struct indexed_spool *spool, struct error *error)
 	return 0;
 }
 
+/*
+ * Scan what has been appended to a spool since it was indexed; *done_out is false where it has not
+ * only grown.
+ */
+static int
+scan_appended(int fd, const struct mbox_options *options, struct indexed_spool *spool,
+    bool *done_out, struct error *error)
+{
+	if (index_is_prefix(&store_io_system, fd, &spool->index, done_out, error) == -1)
+		return -1;
+	if (!*done_out)
+		return 0;
+	return mbox_scan_grown(&store_io_system, fd, spool->identity.size, options,
+	    &spool->index.table, done_out, &spool->table, error);
+}
+
 /* The whole spool, or what has been appended to it since it was indexed. */
 static int
 scan(const struct user_agent *agent, int fd, enum index_use use, struct indexed_spool *spool,
@@ -233,8 +249,7 @@ scan(const struct user_agent *agent, int fd, enum index_use use, struct indexed_
 	struct mbox_options options = scan_options(agent->settings);
 	bool done = false;
 
-	if (use == INDEX_GROWN && index_scan_grown(&store_io_system, fd, &spool->index,
-				      spool->identity.size, &done, &spool->table, error) == -1)
+	if (use == INDEX_GROWN && scan_appended(fd, &options, spool, &done, error) == -1)
 		return -1;
 	if (done)
 		return 0;

@@ -115,8 +115,10 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		if (index.map != NULL)
 			use_table(&index.table);
 		if (use == INDEX_GROWN &&
-		    index_scan_grown(&store_io_system, spool_fd, &index, identity.size, &done,
-			&table, &error) == 0 &&
+		    index_is_prefix(&store_io_system, spool_fd, &index, &done, &error) == 0 &&
+		    done &&
+		    mbox_scan_grown(&store_io_system, spool_fd, identity.size, NULL, &index.table,
+			&done, &table, &error) == 0 &&
 		    done) {
 			use_table(&table);
 			mbox_table_free(&table);

@@ -26,7 +26,6 @@
 #define COPY_SIZE	((size_t)128 << 10) /* bytes; stays in the processor's caches */
 #define SAMPLES		16u /* boundaries that are looked at in a spool that has grown */
 #define SEPARATOR_MIN	27u /* bytes of the shortest separator line */
-#define MMDF_SEPARATOR	"\1\1\1\1\n"
 
 size_t
 index_size(uint32_t count, uint32_t strings_size)
@@ -406,34 +405,6 @@ index_tail_hash(const struct store_io *io, int fd, uint64_t size, uint8_t out[IN
 	return 0;
 }
 
-/* Whether a message begins at offset: what stands there and, but at the start, before it. */
-static int
-begins_message(const struct store_io *io, int fd, uint64_t offset, uint32_t format,
-    bool *begins_out, struct error *error)
-{
-	char bytes[2 + MBOX_SEPARATOR_MAX + 1];
-	const char *line = bytes;
-	const char *line_feed;
-	size_t before = offset >= 2 && format == MBOX_FORMAT_MBOX ? 2 : 0;
-	size_t got;
-
-	*begins_out = false;
-	if (store_read_some(
-		io, fd, bytes, sizeof bytes, (off_t)(offset - before), &got, "spool", error) == -1)
-		return -1;
-	if (got < before || memcmp(bytes, "\n\n", before) != 0)
-		return 0;
-	line += before;
-	got -= before;
-	if (format == MBOX_FORMAT_MMDF) {
-		*begins_out = got >= 5 && memcmp(line, MMDF_SEPARATOR, 5) == 0;
-		return 0;
-	}
-	line_feed = memchr(line, '\n', got);
-	*begins_out = line_feed != NULL && mbox_separator(line, (size_t)(line_feed - line));
-	return 0;
-}
-
 int
 index_is_prefix(const struct store_io *io, int fd, const struct index *index, bool *matches_out,
     struct error *error)
@@ -448,8 +419,8 @@ index_is_prefix(const struct store_io *io, int fd, const struct index *index, bo
 	for (uint32_t i = 1; i <= samples && *matches_out; i++) {
 		uint32_t sample = (uint32_t)((uint64_t)table->count * i / samples) - 1;
 
-		if (begins_message(io, fd, table->messages[sample].offset, table->format,
-			matches_out, error) == -1)
+		if (mbox_boundary_stands(io, fd, table->spool_size, table->format,
+			table->messages[sample].offset, matches_out, error) == -1)
 			return -1;
 	}
 	return 0;

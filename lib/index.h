@@ -128,15 +128,6 @@ int index_is_prefix(const struct store_io *io, int fd, const struct index *index
     struct error *error);
 
 /*
- * The table of the spool behind fd, which has size bytes now, from that of an index which is
- * INDEX_GROWN for it: reads what index_is_prefix reads, the last message of the index, and what has
- * been appended (index_grown.c). *done_out is false, and *table_out not set, where only a scan of
- * the whole spool can tell. The caller frees the table.
- */
-int index_scan_grown(const struct store_io *io, int fd, const struct index *index, uint64_t size,
-    bool *done_out, struct mbox_table *table_out, struct error *error);
-
-/*
  * Whether the image in the file behind index_fd still serves well for the spool behind fd: it has
  * as many read marks, and the spool has not changed since, or has grown by no more than slack
  * bytes. To be asked before an image is written anew for a few messages. False in doubt.
