@@ -264,9 +264,8 @@ remember_survivors(struct update *update, const struct expunge_plan *plan)
 	after.filesystem = update->indexed.filesystem;
 	after.read_spool = true;
 	if (user_agent_firm_identity(update->spool_fd, &after) &&
-	    after.identity.size == plan->new_size &&
-	    index_table_after(&store_io_system, update->spool_fd, &update->indexed.table,
-		update->deleted, plan, &after.table, &ignored) == 0)
+	    index_table_after(&store_io_system, update->spool_fd, after.identity.size,
+		&update->indexed.table, update->deleted, plan, &after.table, &ignored) == 0)
 		user_agent_send_index(update->agent, update->spool_fd, &after, &ignored);
 	user_agent_indexed_free(&after);
 }

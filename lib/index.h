@@ -162,13 +162,13 @@ int index_table_visible(
     const struct mbox_table *table, struct mbox_table *table_out, struct error *error);
 
 /*
- * The table of the spool behind fd after the plan that was made of table and deleted has been
- * applied: what stayed as it was is taken over unread, each message into which the plan has
- * inserted something is verified in the spool. ERROR_CHANGED where the result cannot be told
- * without a scan. The caller frees it.
+ * The table of the spool behind fd, which has size bytes, after the plan that was made of table and
+ * deleted has been applied: what stayed as it was is taken over unread, each message into which the
+ * plan or a filler (mbox_filler.h) was inserted is verified in the spool. ERROR_CHANGED where the
+ * result cannot be told without a scan. The caller frees it.
  */
-int index_table_after(const struct store_io *io, int fd, const struct mbox_table *table,
-    const uint8_t *deleted, const struct expunge_plan *plan, struct mbox_table *table_out,
-    struct error *error);
+int index_table_after(const struct store_io *io, int fd, uint64_t size,
+    const struct mbox_table *table, const uint8_t *deleted, const struct expunge_plan *plan,
+    struct mbox_table *table_out, struct error *error);
 
 #endif

@@ -12,9 +12,12 @@
 #include <sys/mman.h>
 
 #include "lib/index.h"
+#include "lib/mbox_filler.h"
 #include "lib/uidl.h"
 
-#define HUGE_PAGE ((size_t)2 << 20) /* bytes; the usual size */
+#define HUGE_PAGE   ((size_t)2 << 20) /* bytes; the usual size */
+#define CUTS_MAX    64u		      /* places where a filler is looked for */
+#define PREFIX_ROOM (MBOX_SEPARATOR_MAX + 1 + MBOX_FILLER_MAX + 1) /* bytes, and one behind */
 
 /* ---- checking ---- */
 
@@ -181,6 +184,11 @@ index_table_visible(
 
 /* Walks along the parts of the new spool. */
 struct relocation {
+	const struct store_io *io;
+	int fd;
+	bool fillers;	/* the spool has another size than the plan: fillers were left */
+	uint64_t added; /* bytes of them so far, modulo 2^64: one may have shrunk */
+	unsigned cuts;
 	const struct mbox_table *old;
 	const uint8_t *deleted;
 	struct mbox_table *table; /* of the new spool: messages still have their old offsets */
@@ -214,6 +222,58 @@ follows(const struct relocation *relocation, uint64_t source)
 	       source >= last->offset + last->prefix_length + last->content_length;
 }
 
+/*
+ * A filler, which the plan does not know of, may stand in a message behind a cut: look at what its
+ * prefix has become.
+ */
+static int
+measure_prefix(struct relocation *relocation, struct mbox_message *message, struct error *error)
+{
+	char *bytes = malloc(PREFIX_ROOM);
+	char *line_feed = NULL;
+	size_t got = 0;
+	size_t prefix, filler;
+	bool cut;
+	int result = 0;
+
+	if (bytes == NULL)
+		return error_set_errno(error, ENOMEM, "no memory for a table");
+	if (++relocation->cuts > CUTS_MAX)
+		result = unknown(error);
+	if (result == 0)
+		result = store_read_some(relocation->io, relocation->fd, bytes, PREFIX_ROOM,
+		    (off_t)message->offset, &got, "spool", error);
+	if (result == 0 && (line_feed = memchr(bytes, '\n', got)) == NULL)
+		result = unknown(error);
+	if (result == 0) {
+		prefix = (size_t)(line_feed + 1 - bytes);
+		filler = mbox_filler_measure(line_feed + 1, got - prefix, &cut);
+		prefix += filler;
+		relocation->added += prefix - message->prefix_length;
+		message->prefix_length = (uint16_t)prefix;
+		message->flags &= (uint16_t)~MBOX_FILLER;
+		message->flags |= filler > 0 ? MBOX_FILLER : 0;
+		touch(relocation, relocation->next - 1);
+		if (prefix > UINT16_MAX)
+			result = unknown(error);
+	}
+	free(bytes);
+	return result;
+}
+
+/* Message i of the old table is kept, in a part that begins at start. */
+static int
+place_message(struct relocation *relocation, uint32_t i, uint64_t start, struct error *error)
+{
+	struct mbox_message *message = &relocation->table->messages[relocation->next++];
+
+	message->offset = relocation->position + relocation->added + (message->offset - start);
+	relocation->last_old = i;
+	if (!relocation->fillers || i == 0 || !is_set(relocation->deleted, i - 1))
+		return 0;
+	return measure_prefix(relocation, message, error);
+}
+
 /* Give every message that begins in this kept part its new offset. */
 static int
 place_kept(
@@ -232,9 +292,8 @@ place_kept(
 				break;
 			if (offset < segment->source)
 				return unknown(error);
-			relocation->table->messages[relocation->next++].offset =
-			    relocation->position + (offset - segment->source);
-			relocation->last_old = i;
+			if (place_message(relocation, i, segment->source, error) == -1)
+				return -1;
 		}
 		relocation->next_old++;
 	}
@@ -282,7 +341,8 @@ place_text(
 }
 
 static int
-relocate(struct relocation *relocation, const struct expunge_plan *plan, struct error *error)
+relocate(struct relocation *relocation, const struct expunge_plan *plan, uint64_t size,
+    struct error *error)
 {
 	for (uint32_t i = 0; i < plan->count; i++) {
 		const struct expunge_segment *segment = &plan->segments[i];
@@ -293,21 +353,22 @@ relocate(struct relocation *relocation, const struct expunge_plan *plan, struct 
 			return -1;
 		relocation->position += segment->length;
 	}
-	relocation->table->spool_size = relocation->position;
-	if (relocation->next != relocation->table->count || relocation->position != plan->new_size)
+	relocation->table->spool_size = relocation->position + relocation->added;
+	if (relocation->next != relocation->table->count ||
+	    relocation->position != plan->new_size || relocation->table->spool_size != size)
 		return unknown(error);
 	return index_check_table(relocation->table, error);
 }
 
 static int
-verify_touched(
-    const struct store_io *io, int fd, const struct relocation *relocation, struct error *error)
+verify_touched(const struct relocation *relocation, struct error *error)
 {
 	for (uint32_t i = 0; i < relocation->table->count; i++) {
 		bool matches = true;
 
 		if (is_set(relocation->touched, i) &&
-		    mbox_verify(io, fd, &relocation->table->messages[i], &matches, error) == -1)
+		    mbox_verify(relocation->io, relocation->fd, &relocation->table->messages[i],
+			&matches, error) == -1)
 			return -1;
 		if (!matches)
 			return unknown(error);
@@ -316,11 +377,16 @@ verify_touched(
 }
 
 int
-index_table_after(const struct store_io *io, int fd, const struct mbox_table *table,
+index_table_after(const struct store_io *io, int fd, uint64_t size, const struct mbox_table *table,
     const uint8_t *deleted, const struct expunge_plan *plan, struct mbox_table *table_out,
     struct error *error)
 {
-	struct relocation relocation = { .old = table, .deleted = deleted, .table = table_out };
+	struct relocation relocation = { .io = io,
+		.fd = fd,
+		.fillers = size != plan->new_size,
+		.old = table,
+		.deleted = deleted,
+		.table = table_out };
 	size_t spare = 0;
 	int result;
 
@@ -333,9 +399,9 @@ index_table_after(const struct store_io *io, int fd, const struct mbox_table *ta
 	if (relocation.touched == NULL)
 		result = error_set_errno(error, ENOMEM, "no memory for a table");
 	else
-		result = relocate(&relocation, plan, error);
+		result = relocate(&relocation, plan, size, error);
 	if (result == 0)
-		result = verify_touched(io, fd, &relocation, error);
+		result = verify_touched(&relocation, error);
 	free(relocation.touched);
 	if (result == -1)
 		mbox_table_free(table_out);

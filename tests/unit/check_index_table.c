@@ -13,13 +13,14 @@
 
 #include "lib/expunge.h"
 #include "lib/index.h"
+#include "lib/mbox_filler.h"
 #include "lib/uidl.h"
 #include "tests/unit/mbox_fixture.h"
 
 #define MESSAGES_MAX 12u
 
 struct spool {
-	char bytes[8192];
+	char bytes[32768];
 	size_t size;
 	int fd;
 	struct mbox_table table;
@@ -123,8 +124,8 @@ try_deletions(const struct spool *old, uint32_t which, unsigned *inserted)
 	apply(old, &plan, &new);
 	for (uint32_t i = 0; i < plan.count; i++)
 		*inserted += plan.segments[i].text != NULL;
-	ck_assert_msg(index_table_after(&store_io_system, new.fd, &old->table, deleted, &plan,
-			  &after, &error) == 0,
+	ck_assert_msg(index_table_after(&store_io_system, new.fd, new.size, &old->table, deleted,
+			  &plan, &after, &error) == 0,
 	    "%x: %s", which, error.text);
 	expect_same_messages(&after, &new.table);
 	ck_assert_int_eq(index_check_table(&after, &error), 0);
@@ -148,6 +149,79 @@ START_TEST(after_an_expunge)
 }
 END_TEST
 
+/* The new spool with a filler of that size in every message behind a cut. */
+static unsigned
+apply_with_fillers(
+    const struct spool *old, const struct expunge_plan *plan, size_t filler, struct spool *new)
+{
+	uint64_t kept_to = 0;
+	unsigned cuts = 0;
+
+	memset(new, 0, sizeof *new);
+	for (uint32_t i = 0; i < plan->count; i++) {
+		const struct expunge_segment *segment = &plan->segments[i];
+		const char *bytes =
+		    segment->text != NULL ? segment->text : old->bytes + segment->source;
+		size_t line = 0;
+
+		if (segment->text == NULL && segment->source != kept_to) {
+			line = strcspn(bytes, "\n") + 1;
+			memcpy(new->bytes + new->size, bytes, line);
+			mbox_filler_make(new->bytes + new->size + line, filler, 0x1234567890abcdef);
+			new->size += line + filler;
+			cuts++;
+		}
+		memcpy(new->bytes + new->size, bytes + line, segment->length - line);
+		new->size += segment->length - line;
+		if (segment->text == NULL)
+			kept_to = segment->source + segment->length;
+	}
+	new->fd = memfd_create("spool", MFD_CLOEXEC);
+	ck_assert_int_eq(write(new->fd, new->bytes, new->size), (ssize_t) new->size);
+	scan(new);
+	return cuts;
+}
+
+/* A collapse leaves fillers that are in no plan; the next one meets them. */
+START_TEST(fillers_are_found)
+{
+	static const size_t sizes[] = { MBOX_FILLER_MIN, 38, 100, 1500 };
+	size_t filler = sizes[_i];
+	struct spool spool, new, again;
+	uint8_t deleted[2] = { 0 };
+	struct mbox_table after;
+	struct expunge_plan plan;
+	struct error error;
+
+	make_spool(&spool, 8, 2);
+	for (uint32_t which = 1; which < 0x80; which++) {
+		deleted[0] = (uint8_t)which;
+		if (expunge_plan_make(&spool.table, deleted, &plan, &error) == -1)
+			continue;
+		ck_assert_uint_gt(apply_with_fillers(&spool, &plan, filler, &new), 0);
+		ck_assert_msg(index_table_after(&store_io_system, new.fd, new.size, &spool.table,
+				  deleted, &plan, &after, &error) == 0,
+		    "%x: %s", which, error.text);
+		expect_same_messages(&after, &new.table);
+		mbox_table_free(&after);
+		expunge_plan_free(&plan);
+		deleted[0] = 1;
+		if (expunge_plan_make(&new.table, deleted, &plan, &error) == 0) {
+			apply(&new, &plan, &again);
+			ck_assert_int_eq(index_table_after(&store_io_system, again.fd, again.size,
+					     &new.table, deleted, &plan, &after, &error),
+			    0);
+			expect_same_messages(&after, &again.table);
+			mbox_table_free(&after);
+			expunge_plan_free(&plan);
+			free_spool(&again);
+		}
+		free_spool(&new);
+	}
+	free_spool(&spool);
+}
+END_TEST
+
 START_TEST(marks_survive_an_expunge)
 {
 	uint8_t deleted[2] = { 8, 0 };
@@ -160,8 +234,8 @@ START_TEST(marks_survive_an_expunge)
 	spool.table.messages[4].flags |= MBOX_READ;
 	ck_assert_int_eq(expunge_plan_make(&spool.table, deleted, &plan, &error), 0);
 	apply(&spool, &plan, &new);
-	ck_assert_int_eq(index_table_after(&store_io_system, new.fd, &spool.table, deleted, &plan,
-			     &after, &error),
+	ck_assert_int_eq(index_table_after(&store_io_system, new.fd, new.size, &spool.table,
+			     deleted, &plan, &after, &error),
 	    0);
 	for (uint32_t i = 0; i < after.count; i++)
 		ck_assert_int_eq((after.messages[i].flags & MBOX_READ) != 0, i == 3);
@@ -205,8 +279,8 @@ START_TEST(a_spool_that_is_not_as_planned)
 			apply(&spool, &plan, &new);
 			ck_assert_int_eq(
 			    pwrite(new.fd, "subject", 7, (off_t)end_of_text(&plan)), 7);
-			ck_assert_int_eq(index_table_after(&store_io_system, new.fd, &spool.table,
-					     deleted, &plan, &after, &error),
+			ck_assert_int_eq(index_table_after(&store_io_system, new.fd, new.size,
+					     &spool.table, deleted, &plan, &after, &error),
 			    -1);
 			ck_assert_int_eq(error.code, ERROR_CHANGED);
 			refused++;
@@ -256,6 +330,7 @@ main(void)
 	int failed;
 
 	tcase_add_loop_test(tcase, after_an_expunge, 0, 40);
+	tcase_add_loop_test(tcase, fillers_are_found, 0, 4);
 	tcase_add_test(tcase, marks_survive_an_expunge);
 	tcase_add_test(tcase, a_spool_that_is_not_as_planned);
 	tcase_add_test(tcase, the_visible_table);
