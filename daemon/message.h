@@ -20,7 +20,7 @@
  *   worker  -> monitor                  UPDATE         <- UPDATE_RESULT
  *   worker  -> monitor                  SESSION_END
  *   worker  -> signer                   SIGN           <- SIGNATURE
- *   agent   -> monitor                  AGENT_OPENED, AGENT_LOCKED, AGENT_FINISHED
+ *   agent   -> monitor                  AGENT_OPENED, AGENT_LOCKED, AGENT_INDEX, AGENT_FINISHED
  */
 #ifndef QPOPPER_DAEMON_MESSAGE_H
 #define QPOPPER_DAEMON_MESSAGE_H
@@ -78,7 +78,8 @@ enum role {
 	X(AGENT_OPENED, 18, ROLE_AGENT, ROLE_MONITOR, struct message_login_result,                 \
 	    MESSAGE_TABLE_INLINE * sizeof(struct mbox_message), 0, 3)                              \
 	X(AGENT_LOCKED, 19, ROLE_AGENT, ROLE_MONITOR, struct message_agent_locked, 0, 1, 1)        \
-	X(AGENT_FINISHED, 20, ROLE_AGENT, ROLE_MONITOR, struct message_update_result, 0, 0, 0)
+	X(AGENT_FINISHED, 20, ROLE_AGENT, ROLE_MONITOR, struct message_update_result, 0, 0, 0)     \
+	X(AGENT_INDEX, 21, ROLE_AGENT, ROLE_MONITOR, struct message_agent_index, 0, 1, 2)
 
 #define MESSAGE_SIGN_INPUT_MAX 1024 /* a digest, or for Ed25519 the TLS CertificateVerify input */
 #define MESSAGE_SIGNATURE_MAX  2048 /* RSA up to 16384 bits */
@@ -210,7 +211,8 @@ enum login_status {
  * AGENT_OPENED (agent to monitor) and LOGIN_RESULT (monitor to worker). Descriptors in order, each
  * only if its flag is set: spool (O_RDONLY), session lock (AGENT_OPENED: only where the agent took
  * it itself, in a directory that is not the shared one), table memfd. The tail holds the table's
- * messages when there is no memfd; the memfd holds messages, then strings.
+ * messages and strings when there is no memfd; the memfd holds an image (lib/index.h), so that they
+ * stand behind its header. Hidden messages are in neither.
  */
 enum login_result_flags {
 	LOGIN_HAS_SPOOL = 1,
@@ -232,6 +234,23 @@ struct message_login_result {
 	struct spool_identity identity;
 	char user[MESSAGE_NAME_MAX + 1]; /* canonical name */
 	char reason[191];		 /* for the log */
+};
+
+/*
+ * AGENT_INDEX: what is to be remembered of a maildrop, sent before AGENT_OPENED or AGENT_FINISHED
+ * while the spool is locked. Descriptors: a sealed memfd with the image of the whole table
+ * (lib/index.h); where messages are hidden, a second one without them, for workers.
+ */
+struct message_agent_index {
+	uint64_t session;
+	uint32_t count; /* messages, hidden ones included */
+	uint32_t strings_size;
+	uint32_t hidden;
+	uint32_t visible_strings_size; /* of the second image; 0 without one */
+	uint32_t filesystem;	       /* enum spool_filesystem */
+	uint32_t write;		       /* 1: into the index file; 0: what is there still serves */
+	uint64_t total_octets;
+	struct spool_identity identity; /* firm */
 };
 
 /*
@@ -332,6 +351,7 @@ struct message {
 		struct message_update update;
 		struct message_update_result update_result;
 		struct message_agent_locked agent_locked;
+		struct message_agent_index agent_index;
 		struct message_sign sign;
 		struct message_signature signature;
 		unsigned char bytes[MESSAGE_SIZE_MAX - sizeof(struct message_header)];

@@ -167,16 +167,22 @@ check_verdict(const struct message *message, const struct parties *parties)
 	return PRINTABLE(verdict->reason) ? NULL : "reason is not printable";
 }
 
+/* Bytes that the unique-ids of so many messages take at most. */
+static uint64_t
+strings_limit(uint32_t count)
+{
+	return count ? (uint64_t)count * (UIDL_MAX_LENGTH + 1) + 1 : 0;
+}
+
 /* A table of count messages and its strings travels whole: in the memfd, else in the tail. */
 static const char *
 check_table(const struct message *message, uint32_t count, uint32_t strings_size, bool in_memfd)
 {
-	uint64_t strings_limit = (uint64_t)count * (UIDL_MAX_LENGTH + 1) + 1;
 	uint64_t size = (uint64_t)count * sizeof(struct mbox_message) + strings_size;
 
 	if (count > MBOX_MAX_MESSAGES)
 		return "count out of range";
-	if (strings_size > (count ? strings_limit : 0))
+	if (strings_size > strings_limit(count))
 		return "strings_size out of range";
 	if (message->tail_size != (in_memfd ? 0 : size))
 		return "the tail does not have the size of the table";
@@ -252,6 +258,32 @@ check_login_result(const struct message *message, const struct parties *parties)
 	if (!broken)
 		broken = check_login_counts(message);
 	return broken ? broken : check_identity(&result->identity);
+}
+
+static const char *
+check_agent_index(const struct message *message, const struct parties *parties)
+{
+	const struct message_agent_index *index = &message->payload.agent_index;
+	uint32_t visible = index->count - index->hidden;
+
+	(void)parties;
+	if (index->session == 0)
+		return "session is 0";
+	if (index->filesystem >= SPOOL_FILESYSTEM_COUNT)
+		return "filesystem out of range";
+	if (index->write > 1)
+		return "write out of range";
+	if (index->hidden > index->count)
+		return "hidden out of range";
+	if ((index->hidden ? 2 : 1) != message->fd_count)
+		return "hidden messages and descriptors disagree";
+	if (index->visible_strings_size > strings_limit(index->hidden ? visible : 0))
+		return "visible_strings_size out of range";
+	if (index->total_octets > (visible ? (uint64_t)INT64_MAX : 0))
+		return "total_octets out of range";
+	if (check_identity(&index->identity))
+		return check_identity(&index->identity);
+	return check_table(message, index->count, index->strings_size, true);
 }
 
 static const char *
@@ -367,6 +399,7 @@ static field_rule *const field_rules[] = {
 	[MESSAGE_AGENT_OPENED] = check_login_result,
 	[MESSAGE_AGENT_LOCKED] = check_session,
 	[MESSAGE_AGENT_FINISHED] = check_update_result,
+	[MESSAGE_AGENT_INDEX] = check_agent_index,
 };
 
 #define X(name, number, senders, receivers, payload, tail, min_fds, max_fds) +1

@@ -130,7 +130,8 @@ int journal_slot_set_aside(
 enum job_kind {
 	JOB_OPEN,
 	JOB_UPDATE,
-	JOB_RECOVER
+	JOB_RECOVER,
+	JOB_INDEX
 };
 
 enum job_phase {
@@ -175,6 +176,12 @@ struct job {
 	void *deletions;	      /* inline records; owned */
 	size_t deletions_size;
 	int deletions_fd; /* or a memfd */
+
+	int index_fd;	      /* image that the agent sent, or (JOB_INDEX) to be kept */
+	int index_visible_fd; /* the same without hidden messages, where there are some */
+	struct message_agent_index index; /* what it says */
+	int index_file_fd;		  /* JOB_INDEX: the new file; while an agent is forked, the
+					     file to read */
 
 	int64_t started_ms; /* CLOCK_MONOTONIC */
 	int64_t deadline_ms;
@@ -223,6 +230,7 @@ struct monitor {
 	uint32_t agents;
 	struct journal_pool journals;
 	struct monitor_cache *cache; /* monitor_jobs.h */
+	int cache_directory_fd;	     /* of the index files; -1: not open */
 	struct passwd_file
 	    *passwd_file; /* without hashes; NULL unless authentication = passwd-file */
 	int64_t passwd_checked_ms;

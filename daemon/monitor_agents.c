@@ -1,7 +1,7 @@
 /* Forking the agent that a job of the monitor needs next. */
 #include "config.h"
 
-#include "daemon/monitor.h"
+#include "daemon/monitor_jobs.h"
 #include "daemon/user_agent.h"
 
 #include <errno.h>
@@ -13,6 +13,8 @@ agent_kind(const struct job *job)
 {
 	if (job->recover || job->kind == JOB_RECOVER)
 		return USER_AGENT_RECOVER;
+	if (job->kind == JOB_INDEX)
+		return USER_AGENT_INDEX;
 	return job->kind == JOB_OPEN ? USER_AGENT_OPEN : USER_AGENT_UPDATE;
 }
 
@@ -42,7 +44,27 @@ agent_of_job(const struct monitor *monitor, const struct job *job, int channel)
 		.deletions = job->deletions,
 		.deletions_size = job->deletions_size,
 		.deletions_fd = job->deletions_fd,
+		.kept_fd = job->index_fd,
+		.index_fd = job->index_file_fd,
 	};
+}
+
+/* What an agent that needs the table of a spool is given to begin with. */
+static void
+lend_indexes(struct monitor *monitor, struct job *job, struct user_agent *agent)
+{
+	if (agent->kind != USER_AGENT_OPEN && agent->kind != USER_AGENT_UPDATE)
+		return;
+	agent->kept_fd = monitor_cache_table(monitor, job);
+	agent->index_fd = monitor_index_open(monitor, job);
+}
+
+/* The file was opened for the agent alone. */
+static void
+close_lent(const struct user_agent *agent)
+{
+	if (agent->kind != USER_AGENT_INDEX && agent->index_fd != -1)
+		close(agent->index_fd);
 }
 
 int
@@ -61,17 +83,19 @@ monitor_agent_start(struct monitor *monitor, struct job *job, struct error *erro
 		close(pair[1]);
 		return error_set_errno(error, ENOMEM, "cannot watch a user agent");
 	}
+	agent = agent_of_job(monitor, job, pair[1]);
+	lend_indexes(monitor, job, &agent);
 	child = fork();
 	if (child == -1) {
+		close_lent(&agent);
 		error_set_errno(error, errno, "cannot fork a user agent");
 		monitor_channel_close(monitor, channel);
 		close(pair[1]);
 		return -1;
 	}
-	if (child == 0) {
-		agent = agent_of_job(monitor, job, pair[1]);
+	if (child == 0)
 		user_agent_run(&agent);
-	}
+	close_lent(&agent);
 	close(pair[1]);
 	job->channel = channel;
 	channel->job = job;
@@ -79,10 +103,10 @@ monitor_agent_start(struct monitor *monitor, struct job *job, struct error *erro
 	job->agent_locked = false;
 	job->agent_finished = false;
 	job->phase = JOB_RUNNING;
-	job->deadline_ms =
-	    monitor_now_ms() +
-	    (job->kind == JOB_OPEN ? MONITOR_AGENT_OPEN_SECONDS : MONITOR_AGENT_UPDATE_SECONDS) *
-		1000;
+	job->deadline_ms = monitor_now_ms() + (job->kind == JOB_OPEN || job->kind == JOB_INDEX
+						      ? MONITOR_AGENT_OPEN_SECONDS
+						      : MONITOR_AGENT_UPDATE_SECONDS) *
+						  1000;
 	monitor->agents++;
 	return 0;
 }

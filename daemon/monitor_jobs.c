@@ -39,6 +39,7 @@ monitor_job_new(struct monitor *monitor, enum job_kind kind, uint64_t session, u
 	job->session = session;
 	job->worker = worker;
 	job->session_lock_fd = job->spool_fd = job->deletions_fd = job->replacement_fd = -1;
+	job->index_fd = job->index_visible_fd = job->index_file_fd = -1;
 	job->started_ms = monitor_now_ms();
 	job->deadline_ms = job->started_ms + monitor->settings->mail_lock_timeout * 1000;
 	job->next = monitor->jobs;
@@ -106,6 +107,9 @@ monitor_job_finish(struct monitor *monitor, struct job *job)
 	close_descriptor(&job->spool_fd);
 	close_descriptor(&job->session_lock_fd);
 	close_descriptor(&job->deletions_fd);
+	close_descriptor(&job->index_fd);
+	close_descriptor(&job->index_visible_fd);
+	close_descriptor(&job->index_file_fd);
 	free(job->deletions);
 	job->deletions = NULL;
 	if (job->slot != NULL && journal_slot_release(job->slot, &error) == -1)
@@ -127,6 +131,10 @@ monitor_job_failed(struct monitor *monitor, struct job *job, const struct error 
 		else if (error->code == ERROR_DENIED)
 			status = LOGIN_PERMANENT;
 		monitor_login_failed(monitor, job, status, error->text);
+		return;
+	}
+	if (job->kind == JOB_INDEX) {
+		monitor_index_end(monitor, job, false);
 		return;
 	}
 	if (job->recover) {
@@ -330,6 +338,8 @@ job_start_agent(struct monitor *monitor, struct job *job)
 		job->next_ms = monitor_now_ms() + MONITOR_LOCK_RETRY_MS;
 		return;
 	}
+	if (job->kind == JOB_INDEX && !monitor_index_begin(monitor, job))
+		return;
 	monitor_replacement_make(monitor, job);
 	if (monitor_assign_journal(monitor, job, &error) == -1 ||
 	    monitor_agent_start(monitor, job, &error) == -1) {
@@ -372,7 +382,7 @@ monitor_agent_message(struct monitor *monitor, struct job *job, struct message *
 			monitor_opened(monitor, job, message);
 		return;
 	case MESSAGE_AGENT_LOCKED:
-		if (job->kind == JOB_OPEN || job->spool_fd != -1)
+		if (job->kind == JOB_OPEN || job->kind == JOB_INDEX || job->spool_fd != -1)
 			break;
 		job->spool_fd = message_take_fd(message, 0);
 		job->agent_locked = true;
@@ -381,9 +391,18 @@ monitor_agent_message(struct monitor *monitor, struct job *job, struct message *
 			job->dot_lock.inode = message->payload.agent_locked.dot_lock_inode;
 		}
 		return;
+	case MESSAGE_AGENT_INDEX:
+		if (!monitor_index_received(job, message))
+			break;
+		return;
 	case MESSAGE_AGENT_FINISHED:
 		if (job->kind == JOB_OPEN)
 			break;
+		if (job->kind == JOB_INDEX) {
+			monitor_index_end(
+			    monitor, job, message->payload.update_result.status == UPDATE_DONE);
+			return;
+		}
 		monitor_update_finished(monitor, job, &message->payload.update_result);
 		return;
 	default:
@@ -403,7 +422,7 @@ monitor_agent_gone(struct monitor *monitor, struct job *job)
 	monitor_channel_close(monitor, job->channel);
 	job->channel = NULL;
 	monitor->agents--;
-	if (job->kind == JOB_OPEN) {
+	if (job->kind == JOB_OPEN || job->kind == JOB_INDEX) {
 		error_set(&error, ERROR_SYSTEM, "the user agent ended without a result");
 		monitor_job_failed(monitor, job, &error);
 	} else if (job->recover || job->agent_locked || job->kind == JOB_RECOVER) {

@@ -50,11 +50,34 @@ const struct passwd_file_user *monitor_virtual_user(struct monitor *monitor, con
 
 struct monitor_cache *monitor_cache_new(void); /* NULL only when memory is exhausted */
 void monitor_cache_free(struct monitor_cache *cache);
-/* Remember what an agent has indexed, where it may be used again. */
+/*
+ * Remember what an agent has indexed, where it may be used again: the tail, or the memfd that was
+ * checked (table_fd, duplicated; -1 without).
+ */
 void monitor_cache_store(struct monitor *monitor, const struct job *job,
-    const struct message_login_result *result, const unsigned char *tail, size_t tail_size);
+    const struct message_login_result *result, const unsigned char *tail, size_t tail_size,
+    int table_fd);
 /* Send the worker the table of an unchanged spool; false where an agent must look. */
 bool monitor_cache_open(struct monitor *monitor, struct job *job);
+/* The last large table of the job's maildrop, for its agent: borrowed, -1 for none. */
+int monitor_cache_table(struct monitor *monitor, const struct job *job);
+
+/* ---- monitor_index.c ---- */
+
+/* AGENT_INDEX: keep the images until the agent's result. False if they are not what they say. */
+bool monitor_index_received(struct job *job, struct message *message);
+/* Whether the memfd of a table is sealed and of its size, so that it may be passed on. */
+bool monitor_index_table_valid(int fd, uint32_t count, uint32_t strings_size);
+/* The update is done: what the agent has sent is the maildrop's table now. */
+void monitor_index_updated(struct monitor *monitor, struct job *job);
+/* Write the image that the job received into the maildrop's index file, later. */
+void monitor_index_keep(struct monitor *monitor, struct job *job);
+/* The maildrop's index file, opened for its agent; -1 for none. */
+int monitor_index_open(struct monitor *monitor, const struct job *job);
+/* JOB_INDEX: make the new file. False while there is nothing to do but wait. */
+bool monitor_index_begin(struct monitor *monitor, struct job *job);
+/* JOB_INDEX has ended: the new file takes the place of the old one, or goes. */
+void monitor_index_end(struct monitor *monitor, struct job *job, bool complete);
 
 /* ---- monitor_replace.c: fast-update ---- */
 

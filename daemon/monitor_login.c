@@ -197,6 +197,8 @@ monitor_opened(struct monitor *monitor, struct job *job, struct message *message
 	int fds[MESSAGE_FDS_MAX];
 	unsigned count = 0;
 	unsigned next = 0;
+	int table_fd = -1;
+	struct error error;
 
 	/* an agent that was taken over must not speak of another session, or as another user */
 	result.session = job->session;
@@ -210,12 +212,20 @@ monitor_opened(struct monitor *monitor, struct job *job, struct message *message
 		fds[count++] = job->session_lock_fd;
 	if (job->session_lock_fd != -1)
 		result.flags |= LOGIN_HAS_LOCK;
-	if (result.flags & LOGIN_HAS_TABLE)
-		fds[count++] = message->fds[next++];
+	if (result.flags & LOGIN_HAS_TABLE) {
+		table_fd = message->fds[next++];
+		if (!monitor_index_table_valid(table_fd, result.count, result.strings_size)) {
+			error_set(&error, ERROR_FORMAT, "the user agent sent a broken table");
+			monitor_job_failed(monitor, job, &error);
+			return;
+		}
+		fds[count++] = table_fd;
+	}
 	session_is_open(monitor, job);
-	monitor_cache_store(monitor, job, &result, message->tail, message->tail_size);
+	monitor_cache_store(monitor, job, &result, message->tail, message->tail_size, table_fd);
 	monitor_send(monitor, job->worker, MESSAGE_LOGIN_RESULT, &result, message->tail,
 	    message->tail_size, fds, count);
+	monitor_index_keep(monitor, job);
 	job->agent_finished = true;
 	monitor_job_finish(monitor, job);
 }

@@ -97,6 +97,7 @@ main(void)
 	struct monitor monitor = { .spool_directory_fd = -1,
 		.temp_directory_fd = -1,
 		.state_directory_fd = -1,
+		.cache_directory_fd = -1,
 		.self_fd = -1,
 		.epoll_fd = -1,
 		.signal_fd = -1 };

@@ -58,7 +58,7 @@ monitor_assign_journal(struct monitor *monitor, struct job *job, struct error *e
 {
 	struct journal_owner owner;
 
-	if (job->kind == JOB_OPEN || job->recover)
+	if (job->kind == JOB_OPEN || job->kind == JOB_INDEX || job->recover)
 		return 0;
 	if (job->slot == NULL && journal_slot_take(&monitor->journals, &job->slot, error) == -1)
 		return -1;
@@ -145,6 +145,8 @@ monitor_update_finished(
 			log_write(monitor->log, LOG_LEVEL_ERROR, "%s", error.text);
 		job->slot = NULL;
 	}
+	if (result->status == UPDATE_DONE)
+		monitor_index_updated(monitor, job);
 	/* the locks are free before the client has its answer: it may come back at once */
 	monitor_update_end(monitor, job);
 	answer_update(monitor, job, result);

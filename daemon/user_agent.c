@@ -133,7 +133,8 @@ drop_inheritance(const struct user_agent *agent, struct error *error)
 {
 	const int keep[] = { STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO, agent->channel,
 		agent->directory_fd, agent->session_lock_fd, agent->spool_fd, agent->replacement_fd,
-		agent->journal_fd, agent->journal_lock_fd, agent->deletions_fd };
+		agent->journal_fd, agent->journal_lock_fd, agent->deletions_fd, agent->kept_fd,
+		agent->index_fd };
 	sigset_t none;
 
 	if (sandbox_close_all_but(keep, sizeof keep / sizeof keep[0], error) == -1)
@@ -158,6 +159,8 @@ do_work(struct user_agent *agent)
 		return user_agent_update(agent);
 	case USER_AGENT_RECOVER:
 		return user_agent_recover(agent);
+	case USER_AGENT_INDEX:
+		return user_agent_keep_index(agent);
 	}
 	return -1;
 }

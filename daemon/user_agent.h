@@ -11,6 +11,7 @@
 #include <sys/types.h>
 
 #include "daemon/message.h"
+#include "lib/index.h"
 #include "lib/lock.h"
 #include "lib/settings.h"
 #include "lib/spool.h"
@@ -18,7 +19,8 @@
 enum user_agent_kind {
 	USER_AGENT_OPEN,
 	USER_AGENT_UPDATE,
-	USER_AGENT_RECOVER
+	USER_AGENT_RECOVER,
+	USER_AGENT_INDEX
 };
 
 /* Everything an agent needs; prepared by the monitor before the fork, so all of it is trusted. */
@@ -44,6 +46,9 @@ struct user_agent {
 	const void *deletions; /* inline records and strings, or NULL: in deletions_fd */
 	size_t deletions_size;
 	int deletions_fd;
+	int kept_fd;  /* the last image of the maildrop's index that the monitor has; -1: none */
+	int index_fd; /* its index file; for USER_AGENT_INDEX the new one, to become a copy of
+			 kept_fd */
 };
 
 /* Give up every right but the owner's, do the work, send the result, end the process. */
@@ -54,6 +59,50 @@ int user_agent_open(struct user_agent *agent);
 /* user_agent_update.c: apply deletions, or recover, and send AGENT_FINISHED. */
 int user_agent_update(struct user_agent *agent);
 int user_agent_recover(struct user_agent *agent);
+
+/* user_agent_index.c: copy an image into its file and send AGENT_FINISHED. */
+int user_agent_keep_index(struct user_agent *agent);
+
+/* ---- the table of a locked spool (user_agent_index.c) ---- */
+
+struct indexed_spool {
+	struct mbox_table table;	/* borrowed where index has it, else owned */
+	struct index index;		/* the image that the table was taken from, if any */
+	struct spool_identity identity; /* under which the table was made */
+	enum spool_filesystem filesystem;
+	bool racy;	 /* a change may have happened that does not show in identity */
+	bool read_spool; /* some of the spool was read: there is something new to remember */
+	int image_fd;	 /* sealed memfd of the whole table; owned, -1: not made */
+	int worker_fd;	 /* the same without hidden messages, where there are some */
+	uint32_t visible_strings_size;
+};
+
+/* Nothing to release yet. */
+void user_agent_indexed_start(struct indexed_spool *spool);
+void user_agent_indexed_free(struct indexed_spool *spool);
+/*
+ * Make the table of the spool behind fd, which is locked: from an index where one holds, with what
+ * has been appended since, else (and where trust_index is false) by a scan. Read marks of an index
+ * are carried over. Waits until the identity is firm, for two clock ticks at most.
+ */
+int user_agent_index_spool(const struct user_agent *agent, int fd, bool trust_index,
+    struct indexed_spool *spool, struct error *error);
+/* Let a table that is borrowed be changed. */
+int user_agent_own_table(struct indexed_spool *spool, struct error *error);
+/* Make the image for the worker: worker_fd, or image_fd where nothing is hidden. */
+int user_agent_worker_image(const struct user_agent *agent, int fd, struct indexed_spool *spool,
+    int *fd_out, struct error *error);
+/*
+ * Send AGENT_INDEX where it is worth it: the next session then need not read the spool behind fd
+ * again. A racy table is never sent.
+ */
+int user_agent_send_index(
+    const struct user_agent *agent, int fd, struct indexed_spool *spool, struct error *error);
+/*
+ * After a change of ours to the spool behind fd, still locked: take its identity as it is now and
+ * make it firm. False where that cannot be had for less than the spool's next scan costs.
+ */
+bool user_agent_firm_identity(int fd, struct indexed_spool *spool);
 
 /* Shared between them (user_agent.c). */
 

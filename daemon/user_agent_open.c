@@ -7,27 +7,24 @@
 
 #include "daemon/user_agent.h"
 
-#include <errno.h>
-#include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "lib/mbox.h"
 #include "lib/store_io.h"
 
-#define SCAN_ATTEMPTS 20 /* while the spool changes under us */
+#define LOOK_ATTEMPTS 20 /* while the spool changes under us */
+#define TAIL_SIZE     (MESSAGE_TABLE_INLINE * sizeof(struct mbox_message))
 
 /* What was opened: everything that goes into AGENT_OPENED. */
 struct opened {
 	struct message_login_result result;
-	struct mbox_table table;
+	struct indexed_spool indexed;
 	int spool_fd;
 	int session_lock_fd;
-	int table_fd;
+	int table_fd; /* borrowed from indexed */
 	int directory_fd;
 };
 
@@ -65,36 +62,36 @@ take_session_lock(const struct user_agent *agent, struct opened *opened, struct 
 
 /* One look at the spool; *stable_out tells whether nothing can have changed meanwhile. */
 static int
-scan_once(
+look_once(
     const struct user_agent *agent, struct opened *opened, bool *stable_out, struct error *error)
 {
 	struct spool_identity identity;
 	struct stat status;
-	struct timespec now;
 	bool complete = true;
 
-	if (store_status(&store_io_system, opened->spool_fd, &status, "spool", error) == -1)
-		return -1;
-	spool_identity_of(&status, &identity);
-	if (mbox_scan(&store_io_system, opened->spool_fd, (uint64_t)status.st_size, NULL,
-		&opened->table, error) == -1) {
+	if (user_agent_index_spool(agent, opened->spool_fd, true, &opened->indexed, error) == -1) {
 		if (error->code != ERROR_CHANGED)
 			return -1;
 		complete = false;
 	}
 	if (store_status(&store_io_system, opened->spool_fd, &status, "spool", error) == -1)
 		return -1;
-	spool_identity_of(&status, &opened->result.identity);
-	*stable_out = complete && spool_identity_equal(&identity, &opened->result.identity) &&
+	spool_identity_of(&status, &identity);
+	*stable_out = complete && spool_identity_equal(&identity, &opened->indexed.identity) &&
 		      !dot_lock_present(opened->directory_fd, agent->names->dot_lock);
-	if (*stable_out) {
-		clock_gettime(CLOCK_REALTIME, &now);
-		if (spool_identity_racy(&identity, &now))
-			opened->result.flags |= LOGIN_RACY;
-	} else {
-		mbox_table_free(&opened->table);
-	}
+	if (*stable_out)
+		return 0;
+	user_agent_indexed_free(&opened->indexed);
 	return 0;
+}
+
+/* That the next session need not read the spool again is worth having, and nothing more. */
+static void
+remember(const struct user_agent *agent, struct opened *opened)
+{
+	struct error ignored;
+
+	user_agent_send_index(agent, opened->spool_fd, &opened->indexed, &ignored);
 }
 
 /*
@@ -102,24 +99,27 @@ scan_once(
  * (Debian policy 11.6). Nor may they live on, as the descriptor does, in the worker.
  */
 static int
-scan_locked(
+look_locked(
     const struct user_agent *agent, struct opened *opened, bool *stable_out, struct error *error)
 {
 	bool network = opened->result.filesystem == SPOOL_NETWORK;
 
+	opened->indexed.filesystem = opened->result.filesystem;
 	if (user_agent_wait_for_deliverer(agent, opened->directory_fd, error) == -1 ||
 	    user_agent_lock_spool(agent, opened->spool_fd, false, network, error) == -1 ||
-	    scan_once(agent, opened, stable_out, error) == -1)
+	    look_once(agent, opened, stable_out, error) == -1)
 		return -1;
+	if (*stable_out)
+		remember(agent, opened);
 	return spool_unlock(opened->spool_fd, network, error);
 }
 
 static int
-scan_stable(const struct user_agent *agent, struct opened *opened, struct error *error)
+look_until_stable(const struct user_agent *agent, struct opened *opened, struct error *error)
 {
-	for (unsigned attempt = 0; attempt < SCAN_ATTEMPTS; attempt++) {
+	for (unsigned attempt = 0; attempt < LOOK_ATTEMPTS; attempt++) {
 		bool stable;
-		if (scan_locked(agent, opened, &stable, error) == -1)
+		if (look_locked(agent, opened, &stable, error) == -1)
 			return -1;
 		if (stable)
 			return 0;
@@ -142,46 +142,9 @@ index_spool(const struct user_agent *agent, struct opened *opened, struct error 
 	if (user_agent_check_filesystem(agent, opened->spool_fd, &filesystem, error) == -1)
 		return -1;
 	opened->result.filesystem = filesystem;
-	if (scan_stable(agent, opened, error) == -1)
+	if (look_until_stable(agent, opened, error) == -1)
 		return -1;
 	opened->result.flags |= LOGIN_HAS_SPOOL;
-	return 0;
-}
-
-static int
-write_all(int fd, const void *bytes, size_t size, struct error *error)
-{
-	const char *next = bytes;
-
-	while (size > 0) {
-		ssize_t written = write(fd, next, size);
-		if (written == -1 && errno == EINTR)
-			continue;
-		if (written == -1)
-			return error_set_errno(error, errno, "table of messages");
-		next += written;
-		size -= (size_t)written;
-	}
-	return 0;
-}
-
-/* Put a table that is too large for the message into a sealed memfd. */
-static int
-seal_table(struct opened *opened, struct error *error)
-{
-	const struct mbox_table *table = &opened->table;
-
-	opened->table_fd = memfd_create("qpopper-table", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	if (opened->table_fd == -1)
-		return error_set_errno(error, errno, "memfd_create");
-	if (write_all(opened->table_fd, table->messages,
-		(size_t)table->count * sizeof *table->messages, error) == -1 ||
-	    write_all(opened->table_fd, table->strings, table->strings_size, error) == -1)
-		return -1;
-	if (fcntl(opened->table_fd, F_ADD_SEALS,
-		F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == -1)
-		return error_set_errno(error, errno, "sealing the table of messages");
-	opened->result.flags |= LOGIN_HAS_TABLE;
 	return 0;
 }
 
@@ -198,25 +161,63 @@ inline_table(const struct mbox_table *table, unsigned char *tail)
 	return messages_size + table->strings_size;
 }
 
+/* What the client may see of the table, where it fits into the message. */
+static int
+put_inline(const struct mbox_table *table, struct message_login_result *result, unsigned char *tail,
+    size_t *tail_size, struct error *error)
+{
+	struct mbox_table visible;
+
+	if (index_table_visible(table, &visible, error) == -1)
+		return -1;
+	result->count = visible.count;
+	result->strings_size = visible.strings_size;
+	if ((size_t)visible.count * sizeof *visible.messages + visible.strings_size <= TAIL_SIZE)
+		*tail_size = inline_table(&visible, tail);
+	else
+		result->flags |= LOGIN_HAS_TABLE;
+	mbox_table_free(&visible);
+	return 0;
+}
+
+/* Prepare the table: in tail where it fits, else in a sealed memfd. */
+static int
+put_table(const struct user_agent *agent, struct opened *opened, unsigned char *tail,
+    size_t *tail_size, struct error *error)
+{
+	const struct mbox_table *table = &opened->indexed.table;
+	struct message_login_result *result = &opened->result;
+
+	result->total_octets = table->total_octets;
+	result->count = table->count - table->hidden;
+	result->hidden = table->hidden;
+	if (result->count > MESSAGE_TABLE_INLINE)
+		result->flags |= LOGIN_HAS_TABLE;
+	else if (put_inline(table, result, tail, tail_size, error) == -1)
+		return -1;
+	if ((result->flags & LOGIN_HAS_TABLE) == 0)
+		return 0;
+	if (user_agent_worker_image(
+		agent, opened->spool_fd, &opened->indexed, &opened->table_fd, error) == -1)
+		return -1;
+	result->strings_size =
+	    table->hidden != 0 ? opened->indexed.visible_strings_size : table->strings_size;
+	return 0;
+}
+
 static int
 send_opened(const struct user_agent *agent, struct opened *opened, struct error *error)
 {
-	unsigned char tail[MESSAGE_TABLE_INLINE * sizeof(struct mbox_message)];
-	size_t size =
-	    (size_t)opened->table.count * sizeof(struct mbox_message) + opened->table.strings_size;
+	unsigned char tail[TAIL_SIZE];
 	size_t tail_size = 0;
 	int fds[3];
 	unsigned count = 0;
 
-	opened->result.count = opened->table.count;
-	opened->result.strings_size = opened->table.strings_size;
-	opened->result.total_octets = opened->table.total_octets;
-	if (size > sizeof tail) {
-		if (seal_table(opened, error) == -1)
-			return -1;
-	} else {
-		tail_size = inline_table(&opened->table, tail);
-	}
+	if (put_table(agent, opened, tail, &tail_size, error) == -1)
+		return -1;
+	opened->result.identity = opened->indexed.identity;
+	if (opened->indexed.racy)
+		opened->result.flags |= LOGIN_RACY;
 	if (opened->session_lock_fd != -1)
 		opened->result.flags |= LOGIN_HAS_LOCK;
 	if (opened->result.flags & LOGIN_HAS_SPOOL)
@@ -262,6 +263,7 @@ user_agent_open(struct user_agent *agent)
 	int result;
 
 	memset(&opened, 0, sizeof opened);
+	user_agent_indexed_start(&opened.indexed);
 	opened.result.session = agent->session;
 	opened.spool_fd = opened.session_lock_fd = opened.table_fd = opened.directory_fd = -1;
 	result = open_maildrop(agent, &opened, &error);
@@ -269,5 +271,6 @@ user_agent_open(struct user_agent *agent)
 		result = send_opened(agent, &opened, &error);
 	if (result == -1)
 		result = send_failure(agent, &error);
+	user_agent_indexed_free(&opened.indexed);
 	return result;
 }

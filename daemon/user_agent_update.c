@@ -21,30 +21,23 @@
 #include "lib/expunge.h"
 #include "lib/mbox.h"
 #include "lib/store_io.h"
-#include "lib/uidl.h"
-
-typedef char unique_id[UIDL_MAX_LENGTH + 1];
+#include "lib/uidl_set.h"
 
 /* One update in progress. */
 struct update {
 	const struct user_agent *agent;
 	struct message_update_result result;
-	struct mbox_table wanted; /* what is to be deleted; borrowed from bytes */
-	void *bytes;		  /* owned when read from the memfd */
-	unique_id *ids;		  /* sorted; owned */
-	struct mbox_table table;  /* the spool as it is now; owned */
-	uint8_t *deleted;	  /* owned */
+	struct mbox_table wanted;     /* what is to be deleted or marked; owned */
+	void *bytes;		      /* owned when read from the memfd */
+	struct uidl_set *set;	      /* of wanted; owned */
+	struct indexed_spool indexed; /* the spool as it is now */
+	uint8_t *deleted;	      /* owned */
+	bool marked;		      /* the table has new read marks */
 	int directory_fd;
 	int spool_fd;
 	struct dot_lock dot_lock;
 	bool dot_locked;
 };
-
-static int
-compare_ids(const void *a, const void *b)
-{
-	return strcmp(a, b);
-}
 
 static enum update_status
 status_of(const struct error *error)
@@ -93,45 +86,71 @@ load_list(struct update *update, struct error *error)
 }
 
 static int
-make_ids(struct update *update, struct error *error)
+make_set(struct update *update, struct error *error)
 {
 	const struct mbox_table *wanted = &update->wanted;
 
-	update->ids = calloc(wanted->count, sizeof *update->ids);
-	if (update->ids == NULL)
-		return error_set_errno(error, ENOMEM, "list of deletions");
 	for (uint32_t i = 0; i < wanted->count; i++) {
 		uint32_t uid = wanted->messages[i].uid;
 		if ((uid & MBOX_UID_IN_STRINGS) != 0 &&
 		    (uid & ~MBOX_UID_IN_STRINGS) >= wanted->strings_size)
 			return error_set(error, ERROR_FORMAT, "deletion %u has no unique-id", i);
-		uidl_format(wanted, &wanted->messages[i], update->ids[i]);
 	}
-	qsort(update->ids, wanted->count, sizeof *update->ids, compare_ids);
+	return uidl_set_new(wanted, 0, &update->set, error);
+}
+
+/* Mark a message as read where it is not; the table may be borrowed from an index. */
+static int
+mark_read(struct update *update, uint32_t i, struct error *error)
+{
+	if ((update->indexed.table.messages[i].flags & MBOX_READ) != 0)
+		return 0;
+	if (user_agent_own_table(&update->indexed, error) == -1)
+		return -1;
+	update->indexed.table.messages[i].flags |= MBOX_READ;
+	update->marked = true;
 	return 0;
 }
 
-/* Mark what is to go in the table of the spool as it is. */
-static int
-mark_deleted(struct update *update, struct error *error)
+/* What is wanted of message i of the spool as it is: 0 for nothing. */
+static uint16_t
+wanted_flags(const struct update *update, uint32_t i)
 {
-	const struct mbox_table *table = &update->table;
+	const struct mbox_table *table = &update->indexed.table;
+	const struct mbox_message *message = &table->messages[i];
+	uint32_t found;
 
+	if ((message->flags & MBOX_HIDDEN) != 0)
+		return 0; /* no client has seen it */
+	found = uidl_set_find(update->set, table, message);
+	return found != UIDL_SET_NONE ? update->wanted.messages[found].flags : 0;
+}
+
+/* Find what is to go, and what was read, in the table of the spool as it is. */
+static int
+mark_wanted(struct update *update, struct error *error)
+{
+	const struct mbox_table *table = &update->indexed.table;
+	struct message_update_result *result = &update->result;
+
+	free(update->deleted);
 	update->deleted = calloc(1, (size_t)table->count / 8 + 1);
 	if (update->deleted == NULL)
 		return error_set_errno(error, ENOMEM, "set of deletions");
+	result->deleted = 0;
+	result->deleted_octets = 0;
 	for (uint32_t i = 0; i < table->count; i++) {
-		unique_id id;
-		uidl_format(table, &table->messages[i], id);
-		if (bsearch(id, update->ids, update->wanted.count, sizeof *update->ids,
-			compare_ids) == NULL)
-			continue;
-		update->deleted[i / 8] |= (uint8_t)(1u << (i % 8));
-		update->result.deleted++;
-		update->result.deleted_octets += table->messages[i].octets;
+		uint16_t flags = wanted_flags(update, i);
+		if ((flags & MBOX_TOMBSTONE) != 0) {
+			update->deleted[i / 8] |= (uint8_t)(1u << (i % 8));
+			result->deleted++;
+			result->deleted_octets += table->messages[i].octets;
+		} else if ((flags & MBOX_READ) != 0 && mark_read(update, i, error) == -1) {
+			return -1;
+		}
 	}
-	update->result.left = table->count - update->result.deleted;
-	update->result.left_octets = table->total_octets - update->result.deleted_octets;
+	result->left = table->count - table->hidden - result->deleted;
+	result->left_octets = table->total_octets - result->deleted_octets;
 	return 0;
 }
 
@@ -148,8 +167,10 @@ lock_spool(struct update *update, bool *exists_out, struct error *error)
 		return -1;
 	if (!*exists_out)
 		return 0;
-	if (user_agent_check_filesystem(agent, update->spool_fd, &filesystem, error) == -1 ||
-	    user_agent_lock_spool(
+	if (user_agent_check_filesystem(agent, update->spool_fd, &filesystem, error) == -1)
+		return -1;
+	update->indexed.filesystem = filesystem;
+	if (user_agent_lock_spool(
 		agent, update->spool_fd, true, filesystem == SPOOL_NETWORK, error) == -1)
 		return -1;
 	memset(&locked, 0, sizeof locked);
@@ -239,25 +260,44 @@ replace_spool(struct update *update, const struct expunge_plan *plan)
 	return true;
 }
 
+/* The next session need not read the spool again; that it must is no failure of the update. */
+static void
+remember(struct update *update)
+{
+	struct error ignored;
+
+	user_agent_send_index(update->agent, update->spool_fd, &update->indexed, &ignored);
+}
+
+/* The same after an expunge: the table follows from the plan. */
+static void
+remember_survivors(struct update *update, const struct expunge_plan *plan)
+{
+	struct indexed_spool after;
+	struct error ignored;
+
+	user_agent_indexed_start(&after);
+	after.filesystem = update->indexed.filesystem;
+	after.read_spool = true;
+	if (user_agent_firm_identity(update->spool_fd, &after) &&
+	    index_table_after(&store_io_system, update->spool_fd, after.identity.size,
+		&update->indexed.table, update->deleted, plan, &after.table, &ignored) == 0)
+		user_agent_send_index(update->agent, update->spool_fd, &after, &ignored);
+	user_agent_indexed_free(&after);
+}
+
 static int
 expunge(struct update *update, struct error *error)
 {
 	struct expunge_abilities abilities;
 	struct expunge_plan plan;
-	struct stat status;
 	bool pending = false;
 	int result = -1;
 
-	if (store_status(&store_io_system, update->spool_fd, &status, "spool", error) == -1 ||
-	    mbox_scan(&store_io_system, update->spool_fd, (uint64_t)status.st_size, NULL,
-		&update->table, error) == -1 ||
-	    mark_deleted(update, error) == -1)
-		return -1;
-	if (update->result.deleted == 0)
-		return 0; /* another program has deleted them already */
 	if (expunge_probe(update->spool_fd, update->agent->settings->filler, &abilities, error) ==
 		-1 ||
-	    expunge_plan_make(&update->table, update->deleted, &abilities, &plan, error) == -1)
+	    expunge_plan_make(
+		&update->indexed.table, update->deleted, &abilities, &plan, error) == -1)
 		return -1;
 	if (replace_spool(update, &plan)) {
 		result = 0;
@@ -265,9 +305,42 @@ expunge(struct update *update, struct error *error)
 		result = expunge_apply(&store_io_system, update->spool_fd,
 		    update->agent->journal_fd, &plan, &pending, error);
 		update->result.recovery = pending ? RECOVERY_PENDING : RECOVERY_NONE;
+		if (result == 0)
+			remember_survivors(update, &plan);
 	}
 	expunge_plan_free(&plan);
 	return result;
+}
+
+/* Find what is wanted in the table of the spool, and do it. */
+static int
+update_spool(struct update *update, bool trust_index, struct error *error)
+{
+	if (user_agent_index_spool(
+		update->agent, update->spool_fd, trust_index, &update->indexed, error) == -1 ||
+	    mark_wanted(update, error) == -1)
+		return -1;
+	if (update->result.deleted > 0)
+		return expunge(update, error);
+	update->indexed.read_spool |= update->marked;
+	remember(update);
+	return 0;
+}
+
+/* An index that turns out wrong before anything was changed is not asked a second time. */
+static int
+change_spool(struct update *update, struct error *error)
+{
+	enum spool_filesystem filesystem = update->indexed.filesystem;
+
+	if (update_spool(update, true, error) == 0)
+		return 0;
+	if (error->code != ERROR_CHANGED || update->result.recovery != RECOVERY_NONE ||
+	    update->indexed.index.map == NULL)
+		return -1;
+	user_agent_indexed_free(&update->indexed);
+	update->indexed.filesystem = filesystem;
+	return update_spool(update, false, error);
 }
 
 static int
@@ -275,10 +348,10 @@ apply(struct update *update, struct error *error)
 {
 	bool exists;
 
-	if (load_list(update, error) == -1 || make_ids(update, error) == -1 ||
+	if (load_list(update, error) == -1 || make_set(update, error) == -1 ||
 	    lock_maildrop(update, &exists, error) == -1)
 		return -1;
-	return exists ? expunge(update, error) : 0;
+	return exists ? change_spool(update, error) : 0;
 }
 
 static int
@@ -290,11 +363,10 @@ finish(struct update *update)
 	release_dot_lock(update);
 	result = message_send(update->agent->channel, MESSAGE_AGENT_FINISHED, &update->result, NULL,
 	    0, NULL, 0, &error);
-	mbox_table_free(&update->table);
-	free(update->wanted.messages);
-	free(update->wanted.strings);
+	user_agent_indexed_free(&update->indexed);
+	mbox_table_free(&update->wanted);
+	uidl_set_free(update->set);
 	free(update->bytes);
-	free(update->ids);
 	free(update->deleted);
 	return result;
 }
@@ -306,6 +378,7 @@ user_agent_update(struct user_agent *agent)
 	struct error error;
 
 	memset(&update, 0, sizeof update);
+	user_agent_indexed_start(&update.indexed);
 	update.agent = agent;
 	update.result.session = agent->session;
 	update.directory_fd = update.spool_fd = -1;
@@ -389,6 +462,7 @@ user_agent_recover(struct user_agent *agent)
 	struct error error;
 
 	memset(&update, 0, sizeof update);
+	user_agent_indexed_start(&update.indexed);
 	update.agent = agent;
 	update.result.session = agent->session;
 	update.directory_fd = -1;

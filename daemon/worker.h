@@ -83,6 +83,9 @@ struct reader_job {
 
 /* ---- a maildrop as its session holds it (worker_body.c) ---- */
 
+struct worker_image;
+struct worker_images;
+
 struct maildrop {
 	int spool_fd;	     /* -1: there is no spool, the maildrop is empty */
 	int lock_fd;	     /* the session lock; -1 once it was given back */
@@ -90,11 +93,10 @@ struct maildrop {
 	bool threaded_reads; /* RWF_NOWAIT does not work, and reads may block */
 	bool verify;	     /* messages must be verified before use */
 	enum spool_filesystem filesystem;
-	struct spool_identity identity; /* under which the table was made */
-	struct mbox_table table;	/* borrows from block, or from map */
-	void *block;			/* heap copy of a table that came in the message */
-	void *map;			/* or a sealed memfd */
-	size_t map_size;
+	struct spool_identity identity;		 /* under which the table was made */
+	struct mbox_table table;		 /* borrows from block, or from map */
+	void *block;				 /* heap copy of a table that came in the message */
+	struct worker_image *image;		 /* or a sealed memfd */
 	uint32_t verified_message;		 /* the last one verified, UINT32_MAX: none */
 	struct spool_identity verified_identity; /* under which it was */
 };
@@ -227,6 +229,7 @@ struct worker {
 	struct connection *dead;
 
 	char *chunk; /* WORKER_CHUNK_MAX bytes for reads that did not block */
+	struct worker_images *images;
 };
 
 /* ---- worker_loop.c ---- */
@@ -367,6 +370,19 @@ void session_record(const struct connection *connection, const char *end);
 /* The lines of old (reference 17.3 and 17.4), where they are asked for; connection->end is set. */
 void session_record_compatibly(const struct connection *connection);
 
+/* ---- worker_images.c ---- */
+
+struct worker_images *worker_images_new(void); /* NULL only when memory is exhausted */
+void worker_images_free(struct worker_images *images);
+/*
+ * The table in the sealed memfd behind fd, of which count, strings_size, spool_size and
+ * total_octets are given: checked whole, and filled in. ERROR_FORMAT if it is none. The image is
+ * held until it is released.
+ */
+int worker_image_take(struct worker_images *images, int fd, struct mbox_table *table,
+    struct worker_image **image_out, struct error *error);
+void worker_image_release(struct worker_image *image); /* NULL is allowed */
+
 /* ---- worker_body.c ---- */
 
 /* The state before there is a maildrop. */
@@ -376,7 +392,8 @@ void maildrop_start(struct maildrop *maildrop);
  * Take a maildrop out of a good LOGIN_RESULT, descriptors included. The table is checked whole: an
  * error means that it cannot be used; the lock descriptor is there nevertheless.
  */
-int maildrop_take(struct maildrop *maildrop, struct message *message, struct error *error);
+int maildrop_take(struct maildrop *maildrop, struct worker_images *images, struct message *message,
+    struct error *error);
 void maildrop_close(struct maildrop *maildrop);
 
 /*

@@ -23,6 +23,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "lib/index.h"
 #include "lib/uidl.h"
 
 #define TOP_CHUNK      (16u << 10) /* bytes read at once where only the top is wanted */
@@ -49,8 +50,7 @@ maildrop_close(struct maildrop *maildrop)
 		close(maildrop->spool_fd);
 	if (maildrop->lock_fd >= 0)
 		close(maildrop->lock_fd);
-	if (maildrop->map != NULL)
-		munmap(maildrop->map, maildrop->map_size);
+	worker_image_release(maildrop->image);
 	free(maildrop->block);
 	maildrop_start(maildrop);
 }
@@ -60,28 +60,6 @@ static size_t
 table_size(uint32_t count, uint32_t strings_size)
 {
 	return (size_t)count * sizeof(struct mbox_message) + strings_size;
-}
-
-/* A memfd that nobody can change or shorten any more: a mapping of it cannot fail us later. */
-static int
-map_table(struct maildrop *maildrop, int fd, size_t size, struct error *error)
-{
-	struct stat status;
-	int seals = fcntl(fd, F_GET_SEALS);
-
-	if (seals < 0 || (seals & SEALS) != SEALS)
-		return error_set(error, ERROR_FORMAT, "the table is not sealed");
-	if (fstat(fd, &status) != 0)
-		return error_set_errno(error, errno, "cannot look at the table");
-	if (status.st_size < 0 || (uint64_t)status.st_size != size || size == 0)
-		return error_set(error, ERROR_FORMAT, "the table has the wrong size");
-	maildrop->map = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0);
-	if (maildrop->map == MAP_FAILED) {
-		maildrop->map = NULL;
-		return error_set_errno(error, errno, "cannot map the table");
-	}
-	maildrop->map_size = size;
-	return 0;
 }
 
 static int
@@ -99,67 +77,12 @@ copy_table(
 	return 0;
 }
 
-/* Whether a unique-id is an ordinal, or a text that lies inside the strings and ends there. */
-static bool
-uid_valid(const struct mbox_table *table, uint32_t uid)
-{
-	uint32_t position = uid & ~MBOX_UID_IN_STRINGS;
-	size_t room;
-
-	if (!(uid & MBOX_UID_IN_STRINGS))
-		return uid > 0;
-	if (position >= table->strings_size)
-		return false;
-	room = table->strings_size - position;
-	return uidl_valid(table->strings + position, strnlen(table->strings + position, room)) &&
-	       strnlen(table->strings + position, room) < room;
-}
-
-/* Each message lies behind the one before, inside the spool. *end is where that one ended. */
-static bool
-extent_valid(const struct mbox_message *message, uint64_t spool_size, uint64_t *end)
-{
-	uint64_t content, next;
-
-	if (message->offset < *end ||
-	    __builtin_add_overflow(message->offset, message->prefix_length, &content) ||
-	    __builtin_add_overflow(content, message->content_length, &next) || next > spool_size)
-		return false;
-	*end = next;
-	return true;
-}
-
 static int
-check_table(const struct mbox_table *table, struct error *error)
-{
-	uint64_t end = 0;
-	uint64_t octets = 0;
-
-	for (uint32_t i = 0; i < table->count; i++) {
-		const struct mbox_message *message = &table->messages[i];
-		if (!extent_valid(message, table->spool_size, &end) ||
-		    __builtin_add_overflow(octets, message->octets, &octets) ||
-		    !uid_valid(table, message->uid))
-			return error_set(
-			    error, ERROR_FORMAT, "the table is broken at message %" PRIu32, i + 1);
-	}
-	if (octets != table->total_octets)
-		return error_set(error, ERROR_FORMAT, "the table has a wrong sum of octets");
-	return 0;
-}
-
-static int
-take_table(
-    struct maildrop *maildrop, const struct message *message, int table_fd, struct error *error)
+take_table(struct maildrop *maildrop, struct worker_images *images, const struct message *message,
+    int table_fd, struct error *error)
 {
 	const struct message_login_result *result = &message->payload.login_result;
-	size_t size = table_size(result->count, result->strings_size);
-	unsigned char *bytes;
 
-	if (table_fd >= 0 ? map_table(maildrop, table_fd, size, error) != 0
-			  : copy_table(maildrop, message, size, error) != 0)
-		return -1;
-	bytes = maildrop->map != NULL ? maildrop->map : maildrop->block;
 	maildrop->table = (struct mbox_table){
 		.count = result->count,
 		.strings_size = result->strings_size,
@@ -167,15 +90,21 @@ take_table(
 		.total_octets = result->total_octets,
 		.hidden = result->hidden,
 	};
-	if (bytes == NULL)
-		return 0;
-	maildrop->table.messages = (struct mbox_message *)(void *)bytes;
-	maildrop->table.strings = (char *)bytes + table_size(result->count, 0);
-	return check_table(&maildrop->table, error);
+	if (table_fd >= 0)
+		return worker_image_take(
+		    images, table_fd, &maildrop->table, &maildrop->image, error);
+	if (copy_table(maildrop, message, table_size(result->count, result->strings_size), error) !=
+	    0)
+		return -1;
+	maildrop->table.messages = maildrop->block;
+	if (maildrop->block != NULL)
+		maildrop->table.strings = (char *)maildrop->block + table_size(result->count, 0);
+	return index_check_table(&maildrop->table, error);
 }
 
 int
-maildrop_take(struct maildrop *maildrop, struct message *message, struct error *error)
+maildrop_take(struct maildrop *maildrop, struct worker_images *images, struct message *message,
+    struct error *error)
 {
 	const struct message_login_result *result = &message->payload.login_result;
 	unsigned next = 0;
@@ -191,7 +120,7 @@ maildrop_take(struct maildrop *maildrop, struct message *message, struct error *
 	maildrop->filesystem = result->filesystem;
 	maildrop->identity = result->identity;
 	maildrop->verify = result->flags & LOGIN_RACY;
-	failed = take_table(maildrop, message, table_fd, error);
+	failed = take_table(maildrop, images, message, table_fd, error);
 	if (table_fd >= 0)
 		close(table_fd);
 	return failed;

@@ -70,7 +70,7 @@ leave_marks(struct connection *connection)
 	const struct pop3_session *engine = &connection->engine;
 	bool aborted = pop3_abort(&connection->engine);
 	bool indexed = strcmp(connection->end, "quit") == 0 && engine->read_count > 0 &&
-		       connection->maildrop.map != NULL;
+		       connection->maildrop.image != NULL;
 	struct error error;
 
 	if (connection->maildrop.lock_fd < 0 || (!aborted && !indexed))
@@ -275,7 +275,7 @@ login_opened(struct connection *connection, struct message *message)
 	connection->figures.open = (int64_t)result->open_microseconds;
 	if (connection->figures.auth > connection->figures.open)
 		connection->figures.auth -= connection->figures.open;
-	if (maildrop_take(&connection->maildrop, message, &error) == 0)
+	if (maildrop_take(&connection->maildrop, connection->worker->images, message, &error) == 0)
 		login_done(connection);
 	else
 		login_unusable(connection, &error);

@@ -29,7 +29,7 @@ ROLES = {
     "logger": Role("_qpopper", 0, 0, True, 0, "/", COMMON | {"log"}, {"log"}),
     "monitor": Role("root", AGENT_CAPABILITIES, 0, True, 0, "/",
                     COMMON | {"eventpoll", "signalfd", "spool directory", "state directory", "monitor's mark",
-                              "journal", "owner", "owner read-only"}, {"monitor's mark"}),
+                              "journal", "owner", "owner read-only", "memfd", "index"}, {"monitor's mark"}),
     "worker parent": Role("_qpopper", 0, 0, True, 0, "empty", COMMON | {"signalfd"}, set()),
     "worker": Role("_qpopper", 0, 0, True, 2, "empty",
                    COMMON | {"eventpoll", "eventfd", "client", "spool read-only", "session lock", "memfd"}, set()),
@@ -38,9 +38,11 @@ ROLES = {
     "auth": Role("root", ALL, ALL, False, 0, "/", COMMON | {"eventpoll", "signalfd"}, set()),
     "auth agent": Role("root", ALL, ALL, False, 0, "/", COMMON | {"pipe"}, {"unix"}),
     "opening agent": Role("mailbox owner", 0, 0, True, 0, "/",
-                          COMMON | {"spool directory", "spool read-only", "session lock"}, {"spool read-only"}),
+                          COMMON | {"spool directory", "spool read-only", "session lock", "memfd", "index read-only"},
+                          {"spool read-only"}),
     "updating agent": Role("mailbox owner", 0, 0, True, 0, "/",
-                           COMMON | {"spool directory", "spool", "session lock", "journal", "owner read-only"},
+                           COMMON | {"spool directory", "spool", "session lock", "journal", "owner read-only", "memfd",
+                                     "index read-only"},
                            {"spool", "journal", "session lock"}),
 }
 
@@ -87,10 +89,12 @@ def kind_of(site, pid, number, tcp):
         return "session lock" if read_only else target
     if target.startswith(site.spool + "/") and not target.endswith(".lock"):
         return "spool read-only" if read_only else "spool"
-    if target in (site.state, os.path.join(site.state, "journal")):
+    if target in (site.state, os.path.join(site.state, "journal"), os.path.join(site.state, "cache")):
         return "state directory"
     if target.startswith(site.state + "/journal/"):
         return target.rsplit(".", 1)[1] + (" read-only" if read_only else "")
+    if target.startswith(site.state + "/cache/"):
+        return "index" + (" read-only" if read_only else "")
     if target.startswith(site.state + "/monitor."):
         return "monitor's mark"
     return "directory" if os.path.isdir(target) else target

@@ -91,6 +91,20 @@ fill_update(struct message *message)
 }
 
 static void
+fill_index(struct message *message)
+{
+	struct message_agent_index *index = &message->payload.agent_index;
+
+	index->count = 3;
+	index->hidden = 1;
+	index->strings_size = 8;
+	index->visible_strings_size = 4;
+	index->total_octets = 100;
+	index->identity.size = 90;
+	message->fd_count = 2;
+}
+
+static void
 fill_fields(struct message *message)
 {
 	switch (message->header.type) {
@@ -111,6 +125,9 @@ fill_fields(struct message *message)
 	case MESSAGE_LOGIN_RESULT:
 	case MESSAGE_AGENT_OPENED:
 		fill_login(message, message->header.type == MESSAGE_AGENT_OPENED);
+		break;
+	case MESSAGE_AGENT_INDEX:
+		fill_index(message);
 		break;
 	case MESSAGE_UPDATE:
 		fill_update(message);

@@ -17,6 +17,7 @@
 
 #include "daemon/role.h"
 #include "daemon/sandbox.h"
+#include "lib/index.h"
 
 #define PATIENCE 15 /* seconds that anything may take */
 
@@ -389,6 +390,7 @@ send_drop(struct drop *drop)
 
 	if (in_memfd) {
 		fds[2] = memfd_create("table", MFD_ALLOW_SEALING);
+		ck_assert_int_eq(lseek(fds[2], INDEX_HEADER_SIZE, SEEK_SET), INDEX_HEADER_SIZE);
 		ck_assert_int_eq(write(fds[2], drop->messages, drop->size), (ssize_t)drop->size);
 		ck_assert_int_eq(fcntl(fds[2], F_ADD_SEALS, drop->seals), 0);
 	}
