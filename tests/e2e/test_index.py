@@ -129,6 +129,7 @@ def grown(site):
     path = wait_for_index(site)
     written = os.stat(path).st_mtime_ns
     for number in range(3):
+        settle()  # what the last session left behind is done
         with open(site.spool_path(), "a") as spool:
             spool.write(message(COUNT + number, "new\n"))
         settle()
