@@ -36,11 +36,14 @@ def settle():
 
 
 def look(site, user="user"):
-    """What a client sees of all of it: STAT, LIST, UIDL, and the bytes of three messages."""
+    """
+    What a client sees of all of it: STAT, LIST, UIDL, and the bytes of three messages (by TOP, which
+    leaves no read marks behind).
+    """
     client = site.login(user)
     count, octets = client.stat()
     seen = (count, octets, client.list()[1], client.uidl()[1],
-            [retrieve(client, number) for number in sorted({1, (count + 1) // 2, count}) if count])
+            [client.top(number, 1000000)[1] for number in sorted({1, (count + 1) // 2, count}) if count])
     client.quit()
     return seen
 
