@@ -36,11 +36,14 @@ def settle():
 
 
 def look(site, user="user"):
-    """What a client sees of all of it: STAT, LIST, UIDL, and the bytes of three messages."""
+    """
+    What a client sees of all of it: STAT, LIST, UIDL, and the bytes of three messages (by TOP, which
+    leaves no read marks behind).
+    """
     client = site.login(user)
     count, octets = client.stat()
     seen = (count, octets, client.list()[1], client.uidl()[1],
-            [retrieve(client, number) for number in sorted({1, (count + 1) // 2, count}) if count])
+            [client.top(number, 1000000)[1] for number in sorted({1, (count + 1) // 2, count}) if count])
     client.quit()
     return seen
 
@@ -129,6 +132,7 @@ def grown(site):
     path = wait_for_index(site)
     written = os.stat(path).st_mtime_ns
     for number in range(3):
+        settle()  # what the last session left behind is done
         with open(site.spool_path(), "a") as spool:
             spool.write(message(COUNT + number, "new\n"))
         settle()
