@@ -67,9 +67,8 @@ mark_fillers(const struct scene *scene, struct mbox_table *table)
 	}
 }
 
-/* The bytes without fillers behind separator lines, to `to`; how many are left. */
-static size_t
-strip(const char *bytes, size_t size, char *to)
+size_t
+scene_strip(const char *bytes, size_t size, char *to)
 {
 	size_t left = 0;
 
@@ -94,7 +93,7 @@ add_stage(struct scene *scene, const char *bytes, size_t size)
 
 	ck_assert_uint_lt(scene->last, SCENE_STAGES - 1);
 	scene->last += scene->stages[0] != NULL;
-	scene->sizes[scene->last] = strip(bytes, size, stage);
+	scene->sizes[scene->last] = scene_strip(bytes, size, stage);
 	scene->stages[scene->last] = stage;
 }
 
@@ -229,7 +228,7 @@ scene_stage(
 {
 	const struct model_content *spool = &store->files[MODEL_SPOOL].seen;
 	char bytes[MODEL_CAPACITY];
-	size_t got = strip((const char *)spool->bytes, spool->size, bytes);
+	size_t got = scene_strip((const char *)spool->bytes, spool->size, bytes);
 	size_t late_size = strlen(late);
 
 	for (unsigned i = scene->last + 1; i-- > 0;) {

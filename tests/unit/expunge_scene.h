@@ -89,6 +89,9 @@ int scene_apply(
 int scene_recover(const struct scene *scene, struct model_store *store,
     enum expunge_recovery *result, struct error *error);
 
+/* The bytes without fillers behind separator lines, to `to`, may be in place; how many are left. */
+size_t scene_strip(const char *bytes, size_t size, char *to);
+
 /* Which stage the spool is at, with what was appended and then `late` behind it; -1 for none. */
 int scene_stage(
     const struct scene *scene, const struct model_store *store, bool whole, const char *late);

@@ -198,7 +198,7 @@ bool model_append_fits(const char *found, size_t size, const char *appended, boo
 uint64_t model_hash(const struct model_store *store);
 
 /* Remember a hash in a table of MODEL_SEEN_SLOTS zeros; whether it was there before. */
-#define MODEL_SEEN_SLOTS ((size_t)1 << 22)
+#define MODEL_SEEN_SLOTS ((size_t)1 << 20)
 bool model_seen_before(uint64_t *seen, uint64_t hash);
 
 #endif

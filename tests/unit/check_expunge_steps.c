@@ -1,0 +1,445 @@
+/*
+ * Steps of an expunge: fillers, the choice of strategies, cuts at every alignment, and the real
+ * file system under the tests, stopped at every operation.
+ */
+#include "config.h"
+
+#include <check.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "lib/expunge_filler.h"
+#include "tests/unit/expunge_scene.h"
+
+/* ---- fillers ---- */
+
+START_TEST(a_filler_of_any_size_is_recognised)
+{
+	static unsigned char bytes[MBOX_FILLER_MAX + 1];
+
+	for (size_t size = 0; size <= MBOX_FILLER_MAX + 1; size++) {
+		bool possible = size == 35 || (size >= 38 && size <= MBOX_FILLER_MAX);
+
+		ck_assert_int_eq(expunge_filler_possible(size), possible);
+		if (!possible || (size > 3100 && size % 997 != 0))
+			continue;
+		memset(bytes, 'x', sizeof bytes);
+		expunge_filler_make(bytes, size, 0x0123456789abcdefu);
+		ck_assert_int_eq(bytes[size], 'x');
+		ck_assert_uint_eq(expunge_filler_length(bytes, size), size);
+		ck_assert_uint_eq(expunge_filler_length(bytes, sizeof bytes), size);
+	}
+	ck_assert_mem_eq(bytes, "X-Qpopper-Filler: 0123456789abcdef\n\t---", 39);
+}
+END_TEST
+
+START_TEST(what_is_not_exactly_a_filler_is_none)
+{
+	static const char *const others[] = {
+		"",
+		"X-Qpopper-Filler: 0123456789abcde\n",
+		"X-Qpopper-Filler: 0123456789abcdef0\n",
+		"X-Qpopper-Filler: 0123456789ABCDEF\n",
+		"X-Qpopper-Filler: 0123456789abcdef\r\n",
+		"X-Qpopper-filler: 0123456789abcdef\n",
+		"Subject: 0123456789abcdef\n",
+	};
+
+	for (size_t i = 0; i < sizeof others / sizeof others[0]; i++)
+		ck_assert_uint_eq(
+		    expunge_filler_length((const unsigned char *)others[i], strlen(others[i])), 0);
+}
+END_TEST
+
+/* ---- the choice ---- */
+
+#define COLLAPSE_ON SCENE_COLLAPSE
+#define CLONE_ON    SCENE_CLONE
+
+static const struct {
+	struct scenario scenario;
+	enum expunge_strategy first;
+	uint32_t steps;
+} choices[] = {
+	{ { .name = "small",
+	      .messages = 5,
+	      .body = 900,
+	      .deleted = 0x02,
+	      .limits = SCENE_SINGLE,
+	      .abilities = COLLAPSE_ON },
+	    EXPUNGE_SINGLE_SHOT, 1 },
+	{ { .name = "suffix",
+	      .messages = 5,
+	      .body = 900,
+	      .deleted = 0x18,
+	      .limits = SCENE_PHASED,
+	      .abilities = COLLAPSE_ON },
+	    EXPUNGE_TRUNCATE, 1 },
+	{ { .name = "one",
+	      .messages = 6,
+	      .body = 900,
+	      .deleted = 0x02,
+	      .limits = SCENE_PHASED,
+	      .abilities = COLLAPSE_ON },
+	    EXPUNGE_COLLAPSE, 1 },
+	{ { .name = "two and the end",
+	      .messages = 8,
+	      .body = 900,
+	      .deleted = 0x92,
+	      .limits = SCENE_PHASED,
+	      .abilities = COLLAPSE_ON },
+	    EXPUNGE_TRUNCATE, 3 },
+	{ { .name = "nothing to cut",
+	      .messages = 16,
+	      .body = 300,
+	      .deleted = 0x02,
+	      .limits = SCENE_PHASED,
+	      .abilities = COLLAPSE_ON },
+	    EXPUNGE_MOVE, 1 },
+	{ { .name = "a twin's id",
+	      .messages = 6,
+	      .body = 900,
+	      .twins = 0x3,
+	      .deleted = 0x01,
+	      .limits = SCENE_PHASED,
+	      .abilities = COLLAPSE_ON },
+	    EXPUNGE_MOVE, 1 },
+	{ { .name = "no ability",
+	      .messages = 6,
+	      .body = 900,
+	      .deleted = 0x02,
+	      .limits = SCENE_PHASED },
+	    EXPUNGE_MOVE, 1 },
+	{ { .name = "no filler",
+	      .messages = 6,
+	      .body = 900,
+	      .deleted = 0x02,
+	      .limits = SCENE_PHASED,
+	      .abilities = { .collapse = true, .block_size = MODEL_BLOCK } },
+	    EXPUNGE_MOVE, 1 },
+	{ { .name = "a large gap",
+	      .messages = 8,
+	      .body = 1100,
+	      .deleted = 0x06,
+	      .limits = SCENE_PHASED,
+	      .abilities = CLONE_ON },
+	    EXPUNGE_CLONE, 1 },
+	{ { .name = "a small gap",
+	      .messages = 8,
+	      .body = 1100,
+	      .deleted = 0x02,
+	      .limits = SCENE_PHASED,
+	      .abilities = CLONE_ON },
+	    EXPUNGE_MOVE, 1 },
+};
+
+START_TEST(the_strategy_fits)
+{
+	struct scene scene;
+
+	scene_open(&scene, &choices[_i].scenario);
+	ck_assert_msg(scene.plan.steps[0].strategy == choices[_i].first, "%s: %d",
+	    choices[_i].scenario.name, scene.plan.steps[0].strategy);
+	ck_assert_uint_eq(scene.plan.step_count, choices[_i].steps);
+	scene_close(&scene);
+}
+END_TEST
+
+/* ---- every alignment ---- */
+
+/* Where the fillers end up, and that the second expunge may use them again. */
+START_TEST(a_cut_works_at_every_alignment)
+{
+	struct scenario scenario = { .name = "aligned",
+		.messages = 6,
+		.limits = SCENE_PHASED,
+		.abilities = SCENE_COLLAPSE };
+	unsigned collapses = 0;
+
+	scenario.deleted = _i % 2 == 0 ? 0x02 : 0x0a;
+	scenario.fillers = _i < 2 ? 0 : 0x14;
+	for (scenario.body = 700; scenario.body < 1300; scenario.body++) {
+		struct scene scene;
+		struct model_store *store;
+		struct error error;
+		bool pending;
+
+		scene_open(&scene, &scenario);
+		collapses += scene.plan.steps[0].strategy == EXPUNGE_COLLAPSE;
+		store = scene_store(&scene);
+		ck_assert_int_eq(scene_apply(&scene, store, &pending, &error), 0);
+		scene.committed = true;
+		scene_judge(&scene, store, EXPUNGE_COMPLETED, true, "");
+		scene_recover_and_judge(&scene, store, true, "");
+		ck_assert_msg(scene.failure == NULL, "%zu: %s", scenario.body, scene.failure);
+		ck_assert_uint_eq(store->files[MODEL_SPOOL].seen.size % MODEL_BLOCK,
+		    scene.plan.steps[0].strategy == EXPUNGE_COLLAPSE
+			? scene.old_size % MODEL_BLOCK
+			: scene.plan.new_size % MODEL_BLOCK);
+		model_free(store);
+		scene_close(&scene);
+	}
+	ck_assert_uint_gt(collapses, 500);
+	printf("# every alignment: %u collapses\n", collapses);
+}
+END_TEST
+
+/* ---- the file system under us ---- */
+
+#define REAL_COUNT 40u
+#define REAL_BODY  6000u
+#define REAL_MAX   (512u << 10)
+
+static const struct expunge_limits real_limits = {
+	.image = 16384,
+	.gap = 16384,
+	.journal = 64u << 10,
+	.sample = 1024,
+};
+
+/* The system calls, until one fails; from then on all that change something do. */
+struct dying_store {
+	const struct store_io_operations *system;
+	unsigned left;
+	unsigned collapses;
+	bool after; /* the one that fails first does its work before it fails */
+};
+
+/* Whether to go on with an operation; *fail_out: it fails afterwards. */
+static bool
+alive(struct dying_store *dying, bool *fail_out)
+{
+	*fail_out = dying->left <= 1;
+	if (dying->left == 0 || (dying->left == 1 && !dying->after)) {
+		dying->left = 0;
+		errno = EIO;
+		return false;
+	}
+	dying->left--;
+	return true;
+}
+
+#define DYING(call)                                                                                \
+	struct dying_store *dying = context;                                                       \
+	bool fail;                                                                                 \
+	if (!alive(dying, &fail) || (call) < 0)                                                    \
+		return -1;                                                                         \
+	errno = EIO
+
+static ssize_t
+dying_pwrite(void *context, int fd, const void *buffer, size_t size, off_t offset)
+{
+	DYING(dying->system->pwrite(NULL, fd, buffer, size, offset));
+	return fail ? -1 : (ssize_t)size;
+}
+
+static int
+dying_ftruncate(void *context, int fd, off_t size)
+{
+	DYING(dying->system->ftruncate(NULL, fd, size));
+	return fail ? -1 : 0;
+}
+
+static int
+dying_sync(void *context, int fd)
+{
+	DYING(dying->system->fdatasync(NULL, fd));
+	return fail ? -1 : 0;
+}
+
+static int
+dying_fallocate(void *context, int fd, int mode, off_t offset, off_t length)
+{
+	DYING(dying->system->fallocate(NULL, fd, mode, offset, length));
+	dying->collapses++;
+	return fail ? -1 : 0;
+}
+
+static int
+dying_clone(void *context, int destination, off_t to, int source, off_t from, off_t length)
+{
+	DYING(dying->system->clone_range(NULL, destination, to, source, from, length));
+	return fail ? -1 : 0;
+}
+
+static struct store_io_operations
+dying_operations(void)
+{
+	struct store_io_operations operations = *store_io_system.operations;
+
+	operations.pwrite = dying_pwrite;
+	operations.ftruncate = dying_ftruncate;
+	operations.fdatasync = dying_sync;
+	operations.fsync = dying_sync;
+	operations.fallocate = dying_fallocate;
+	operations.clone_range = dying_clone;
+	return operations;
+}
+
+struct real {
+	char *old;
+	size_t old_size;
+	char *new;
+	size_t new_size;
+	int spool;
+	int journal;
+	struct expunge_plan plan;
+};
+
+static int
+open_scratch(void)
+{
+	char name[] = "check_expunge.XXXXXX";
+	int fd = mkstemp(name);
+
+	ck_assert_int_ge(fd, 0);
+	ck_assert_int_eq(unlink(name), 0);
+	return fd;
+}
+
+static void
+open_real(struct real *real, uint64_t deleted)
+{
+	struct expunge_abilities abilities;
+	struct mbox_table table;
+	uint8_t bits[REAL_COUNT / 8];
+	struct error error;
+
+	memset(real, 0, sizeof *real);
+	for (size_t i = 0; i < sizeof bits; i++)
+		bits[i] = (uint8_t)(deleted >> (8 * i));
+	real->old = malloc(REAL_MAX);
+	for (unsigned i = 0; i < REAL_COUNT; i++)
+		real->old_size += model_message(real->old + real->old_size,
+		    REAL_MAX - real->old_size, REAL_BODY + i * 17 % 59, i);
+	model_scan(real->old, real->old_size, &table);
+	ck_assert_uint_eq(table.count, REAL_COUNT);
+	real->spool = open_scratch();
+	real->journal = open_scratch();
+	ck_assert_int_eq(expunge_probe(real->spool, true, &abilities, &error), 0);
+	ck_assert_int_eq(
+	    expunge_plan_make_limited(&table, bits, NULL, &real_limits, &real->plan, &error), 0);
+	real->new = model_render(&real->plan, real->old);
+	real->new_size = real->plan.new_size;
+	expunge_plan_free(&real->plan);
+	ck_assert_int_eq(
+	    expunge_plan_make_limited(&table, bits, &abilities, &real_limits, &real->plan, &error),
+	    0);
+	mbox_table_free(&table);
+}
+
+static void
+close_real(struct real *real)
+{
+	close(real->spool);
+	close(real->journal);
+	free(real->old);
+	free(real->new);
+	expunge_plan_free(&real->plan);
+}
+
+/* Both files as they were before anything. */
+static void
+reset_real(const struct real *real)
+{
+	char *zeros = calloc(1, real_limits.journal);
+
+	ck_assert_int_eq(ftruncate(real->spool, 0), 0);
+	ck_assert_int_eq(
+	    pwrite(real->spool, real->old, real->old_size, 0), (ssize_t)real->old_size);
+	ck_assert_int_eq(
+	    pwrite(real->journal, zeros, real_limits.journal, 0), (ssize_t)real_limits.journal);
+	free(zeros);
+}
+
+/* Apply with what is left of the file itself; false when the store died before it was through. */
+static bool
+run_real(const struct real *real, struct dying_store *dying, struct error *error)
+{
+	struct store_io_operations operations = dying_operations();
+	struct store_io io = { .operations = &operations, .context = dying };
+	bool pending;
+	int result;
+
+	result = expunge_apply_limited(
+	    &io, real->spool, real->journal, &real->plan, &real_limits, &pending, error);
+	return result == 0;
+}
+
+/* The spool, without fillers, is the new one. */
+static bool
+is_new(const struct real *real)
+{
+	char *bytes = malloc(REAL_MAX);
+	ssize_t size = pread(real->spool, bytes, REAL_MAX, 0);
+	size_t left;
+	bool equal;
+
+	ck_assert_int_ge(size, 0);
+	left = scene_strip(bytes, (size_t)size, bytes);
+	equal = left == real->new_size && memcmp(bytes, real->new, left) == 0;
+	free(bytes);
+	return equal;
+}
+
+/* Which messages go: one, a tenth, three runs, and the end with one before. */
+static const uint64_t real_deletions[] = { 0x10, 0xf, 0x0040300200, 0xf000000100 };
+
+START_TEST(a_real_spool_is_stopped_at_every_operation)
+{
+	struct real real;
+	struct error error = { 0 };
+	unsigned collapses = 0;
+	bool through = false;
+	unsigned stops = 0;
+
+	open_real(&real, real_deletions[_i / 2]);
+	for (unsigned left = 1; !through; left++) {
+		struct dying_store dying = {
+			.system = store_io_system.operations, .left = left, .after = _i % 2 != 0
+		};
+		enum expunge_recovery result;
+
+		reset_real(&real);
+		through = run_real(&real, &dying, &error);
+		collapses = dying.collapses;
+		ck_assert_int_eq(expunge_recover_limited(&store_io_system, real.spool, real.journal,
+				     &real_limits, &result, &error),
+		    0);
+		ck_assert_int_ne(result, EXPUNGE_FOREIGN);
+		if (through || result == EXPUNGE_COMPLETED)
+			ck_assert(is_new(&real));
+		stops++;
+	}
+	printf("# a real file stopped %u times, strategy %d, %u collapses\n", stops,
+	    real.plan.steps[0].strategy, collapses);
+	if (real.plan.abilities.collapse)
+		ck_assert_uint_gt(collapses, 0);
+	close_real(&real);
+}
+END_TEST
+
+int
+main(void)
+{
+	Suite *suite = suite_create("expunge_steps");
+	TCase *cases = tcase_create("steps");
+	SRunner *runner = srunner_create(suite);
+	int failed;
+
+	tcase_add_test(cases, a_filler_of_any_size_is_recognised);
+	tcase_add_test(cases, what_is_not_exactly_a_filler_is_none);
+	tcase_add_loop_test(cases, the_strategy_fits, 0, (int)(sizeof choices / sizeof choices[0]));
+	tcase_add_loop_test(cases, a_cut_works_at_every_alignment, 0, 4);
+	tcase_add_loop_test(cases, a_real_spool_is_stopped_at_every_operation, 0,
+	    2 * (int)(sizeof real_deletions / sizeof real_deletions[0]));
+	tcase_set_timeout(cases, 120);
+	suite_add_tcase(suite, cases);
+	srunner_run_all(runner, CK_ENV);
+	failed = srunner_ntests_failed(runner);
+	srunner_free(runner);
+	return failed != 0;
+}
