@@ -95,6 +95,26 @@ int expunge_plan_make(const struct mbox_table *table, const uint8_t *deleted,
     const struct expunge_abilities *abilities, struct expunge_plan *plan_out, struct error *error);
 void expunge_plan_free(struct expunge_plan *plan);
 
+/* Bytes of a kept message that are to become others, of any length. */
+struct expunge_replacement {
+	uint64_t offset;   /* in the old spool, behind the message's prefix */
+	uint64_t length;   /* bytes that go */
+	const char *bytes; /* that come instead */
+	size_t size;	   /* bytes of them */
+};
+
+/*
+ * Let a plan made of this table and these deletions make replacements too, in the order of their
+ * offsets and without overlap. Those in deleted messages are ignored. Bit i of dropped_out (a bit
+ * for each) says that replacement i is not part of the plan: it lies before the first deletion,
+ * there is no room (nothing may ever stand behind where it stood), or the plan does not rewrite
+ * what is behind the first deletion. Such ones as keep the length can be made by expunge_edit,
+ * before the plan is applied.
+ */
+int expunge_plan_replace(const struct mbox_table *table, const uint8_t *deleted,
+    const struct expunge_replacement *replacements, size_t count, struct expunge_plan *plan,
+    uint8_t *dropped_out, struct error *error);
+
 /*
  * Apply the plan to the spool behind spool_fd (O_RDWR) with the journal behind journal_fd (O_RDWR,
  * EXPUNGE_JOURNAL_SIZE bytes preallocated, no journal in force). On success the deletion is on disk

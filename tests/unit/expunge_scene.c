@@ -144,6 +144,34 @@ add_patches(struct scene *scene, const struct mbox_table *table)
 	free(bytes);
 }
 
+/* Other bytes for "Subject: message", of some length, while other messages go. */
+static void
+add_replacements(struct scene *scene, const struct mbox_table *table, const uint8_t *deleted)
+{
+	struct expunge_replacement replacements[SCENE_PATCHES];
+	char bytes[256];
+	uint8_t dropped[SCENE_PATCHES / 8];
+	struct error error;
+	size_t count = 0;
+
+	ck_assert_uint_lt(scene->scenario->replacement, sizeof bytes);
+	memset(bytes, 'R', sizeof bytes);
+	for (uint32_t i = 0; i < table->count; i++) {
+		const struct mbox_message *message = &table->messages[i];
+
+		if ((scene->scenario->replaced >> i & 1) == 0)
+			continue;
+		ck_assert_uint_lt(count, SCENE_PATCHES);
+		replacements[count++] =
+		    (struct expunge_replacement){ message->offset + message->prefix_length,
+			    sizeof "Subject" - 1, bytes, scene->scenario->replacement };
+	}
+	ck_assert_int_eq(expunge_plan_replace_limited(table, deleted, replacements, count,
+			     &scene->scenario->limits, &scene->plan, dropped, &error),
+	    0);
+	scene->dropped = dropped[0];
+}
+
 void
 scene_open(struct scene *scene, const struct scenario *scenario)
 {
@@ -163,6 +191,8 @@ scene_open(struct scene *scene, const struct scenario *scenario)
 			     &scenario->limits, &scene->plan, &error),
 	    0);
 	add_stage(scene, scene->old, scene->old_size);
+	if (scenario->replaced != 0)
+		add_replacements(scene, &table, deleted);
 	if (scenario->patched != 0)
 		add_patches(scene, &table);
 	else

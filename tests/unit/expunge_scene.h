@@ -50,6 +50,8 @@ struct scenario {
 	unsigned fillers; /* the messages whose bit is set have one already */
 	unsigned patched; /* instead of deleting: the messages whose subject is patched */
 	bool punch_backwards;
+	unsigned replaced;  /* the messages whose subject is replaced while others go */
+	size_t replacement; /* bytes of the new subject */
 };
 
 /* A scenario made ready, and what is known at the instant that is looked at. */
@@ -64,6 +66,7 @@ struct scene {
 	struct expunge_plan plan;
 	struct expunge_patch patches[SCENE_PATCHES];
 	size_t patch_count;
+	unsigned dropped;     /* replacements that are no part of the plan, a bit each */
 	const char *appended; /* what others append meanwhile: "" or text */
 	bool committed;	      /* the journal was on disk: the deletion is decided */
 	bool unsynced;	      /* the old spool itself is not on disk yet */
