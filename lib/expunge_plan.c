@@ -273,11 +273,13 @@ replace(struct builder *builder, const struct expunge_replacement *replacement, 
 {
 	/* An empty text too: it says that no message begins behind it. */
 	struct expunge_segment segment = {
-		.text = memcpy(builder->plan->text + builder->text_size, replacement->bytes,
-		    replacement->size),
+		.text = builder->plan->text + builder->text_size,
 		.length = replacement->size,
 	};
 
+	if (replacement->size > 0)
+		memcpy(builder->plan->text + builder->text_size, replacement->bytes,
+		    replacement->size);
 	builder->text_size += replacement->size;
 	builder->source_end = replacement->offset + replacement->length;
 	return append_segment(builder, &segment, error);

@@ -2,6 +2,7 @@
 #include "config.h"
 
 #include <check.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -179,6 +180,9 @@ scene_open(struct scene *scene, const struct scenario *scenario)
 	struct mbox_table table = { 0 };
 	struct error error;
 
+	/* Stores are large and short-lived: let the kernel not make them anew each time. */
+	mallopt(M_MMAP_THRESHOLD, 64 << 20);
+	mallopt(M_TRIM_THRESHOLD, 256 << 20);
 	memset(scene, 0, sizeof *scene);
 	scene->scenario = scenario;
 	scene->old = malloc(MODEL_CAPACITY);
