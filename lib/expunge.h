@@ -3,13 +3,15 @@
  *
  * A pure planner turns (table, deleted set) into segments: what is kept, what is inserted. The
  * executor applies them through a struct store_io (so that tests can stop it after every single
- * operation), by one of three strategies (design, section 5.1):
+ * operation), by one of these strategies (design, section 5.1):
  *
  *   truncate     only a suffix goes, or everything: ftruncate under the journal
  *   single shot  what follows the first change is at most EXPUNGE_SINGLE_SHOT_MAX: the final image
  *                is journalled and synced, then written in place, then the spool is cut
- *   phased move  anything else: blocks move down, each phase journalled; nothing at or above the
- *                read offset of the last durable record is ever overwritten
+ *   collapse     a few runs of messages go: the file system takes whole blocks out, a filler field
+ * in the message behind takes up the rest; nothing else moves clone        as a phased move, but
+ * blocks are shared with their old places phased move  anything else: blocks move down, each phase
+ * journalled; nothing at or above the read offset of the last durable record is ever overwritten
  *
  * The caller holds session lock, dot-lock and kernel locks throughout, also across a crash of the
  * calling process; expunge_recover finishes or undoes what a journal says. Bytes appended beyond

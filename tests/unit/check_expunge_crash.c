@@ -563,7 +563,7 @@ main(void)
 	tcase_add_loop_test(cases, recovery_may_fail_and_be_repeated, 0, SCENARIO_COUNT);
 	tcase_add_loop_test(cases, a_spool_not_yet_on_disk_is_synced_first, 0, SCENARIO_COUNT);
 	tcase_add_loop_test(cases, a_rewritten_spool_is_left_alone, 0, SCENARIO_COUNT);
-	tcase_set_timeout(cases, 120);
+	tcase_set_timeout(cases, getenv("QPOPPER_CRASH_LONG") != NULL ? 3600 : 120);
 	suite_add_tcase(suite, cases);
 	srunner_run_all(runner, CK_ENV);
 	failed = srunner_ntests_failed(runner);

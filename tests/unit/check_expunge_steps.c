@@ -187,6 +187,105 @@ START_TEST(a_cut_works_at_every_alignment)
 }
 END_TEST
 
+/* Blocks are shared, whatever the sizes, and the fillers are what makes that possible. */
+START_TEST(clones_are_made_at_every_alignment)
+{
+	struct scenario scenario = { .name = "cloned",
+		.messages = 7,
+		.deleted = 0x06,
+		.limits = SCENE_PHASED,
+		.abilities = SCENE_CLONE };
+
+	for (scenario.body = 1100; scenario.body < 1620; scenario.body += 7) {
+		struct scene scene;
+		struct model_store *store;
+		struct error error;
+		bool pending;
+
+		scene_open(&scene, &scenario);
+		store = scene_store(&scene);
+		ck_assert_int_eq(scene_apply(&scene, store, &pending, &error), 0);
+		scene_judge(&scene, store, EXPUNGE_COMPLETED, true, "");
+		ck_assert_msg(scene.failure == NULL, "%zu: %s", scenario.body, scene.failure);
+		ck_assert_uint_gt(store->clones, 1);
+		model_free(store);
+		scene_close(&scene);
+	}
+}
+END_TEST
+
+/* ---- replacements in a plan that rewrites ---- */
+
+#define HEADER_OF(i) (table.messages[i].offset + table.messages[i].prefix_length)
+
+START_TEST(replacements_are_made_where_there_is_room)
+{
+	static char old[MODEL_CAPACITY];
+	static char longer[600];
+	uint8_t deleted = 0x02;
+	uint8_t dropped = 0;
+	struct expunge_plan plan;
+	struct mbox_table table;
+	struct error error;
+	size_t size = 0;
+	char *new;
+	char *at;
+
+	memset(longer, 'L', sizeof longer);
+	for (unsigned i = 0; i < 6; i++)
+		size += model_message(old + size, sizeof old - size, 500, i);
+	model_scan(old, size, &table);
+	{
+		const struct expunge_replacement replacements[] = {
+			{ HEADER_OF(0), 7, "Before!", 7 }, /* before the first deletion */
+			{ HEADER_OF(1), 7, "Deleted", 7 }, /* goes with its message */
+			{ HEADER_OF(2), 7, "Status", 6 },  /* one byte less */
+			{ HEADER_OF(3), 7, longer, 300 },  /* there is room for it */
+			{ HEADER_OF(4), 7, longer, 600 },  /* but not for this as well */
+			{ HEADER_OF(5), 7, "SUBJECT", 7 }, /* still for this */
+		};
+
+		ck_assert_int_eq(expunge_plan_make(&table, &deleted, NULL, &plan, &error), 0);
+		ck_assert_int_eq(expunge_plan_replace(
+				     &table, &deleted, replacements, 6, &plan, &dropped, &error),
+		    0);
+	}
+	ck_assert_uint_eq(dropped, 0x11);
+	new = model_render(&plan, old);
+	ck_assert_uint_eq(plan.new_size, size - 502 - 1 + 293);
+	ck_assert_mem_eq(new, old, table.messages[1].offset);
+	at = new + table.messages[1].offset + table.messages[2].prefix_length;
+	ck_assert_mem_eq(at, "Status: message 2\n", 18);
+	at += 502 - 1;
+	ck_assert_mem_eq(at, longer, 300);
+	ck_assert_mem_eq(at + 300, ": message 3\n", 12);
+	ck_assert_mem_eq(at + 293 + 502, "Subject: message 4\n", 19);
+	ck_assert_mem_eq(at + 293 + 2 * 502, "SUBJECT: message 5\n", 19);
+	free(new);
+	expunge_plan_free(&plan);
+	mbox_table_free(&table);
+}
+END_TEST
+
+START_TEST(a_plan_that_does_not_rewrite_replaces_nothing)
+{
+	struct scenario scenario = { .name = "collapse",
+		.messages = 6,
+		.body = 900,
+		.deleted = 0x02,
+		.limits = SCENE_PHASED,
+		.abilities = SCENE_COLLAPSE,
+		.replaced = 0x18,
+		.replacement = 7 };
+	struct scene scene;
+
+	scene_open(&scene, &scenario);
+	ck_assert_int_eq(scene.plan.steps[0].strategy, EXPUNGE_COLLAPSE);
+	ck_assert_uint_eq(scene.dropped & 3, 3);
+	scene_close(&scene);
+}
+END_TEST
+
 /* ---- the file system under us ---- */
 
 #define REAL_COUNT 40u
@@ -434,6 +533,9 @@ main(void)
 	tcase_add_test(cases, what_is_not_exactly_a_filler_is_none);
 	tcase_add_loop_test(cases, the_strategy_fits, 0, (int)(sizeof choices / sizeof choices[0]));
 	tcase_add_loop_test(cases, a_cut_works_at_every_alignment, 0, 4);
+	tcase_add_test(cases, clones_are_made_at_every_alignment);
+	tcase_add_test(cases, replacements_are_made_where_there_is_room);
+	tcase_add_test(cases, a_plan_that_does_not_rewrite_replaces_nothing);
 	tcase_add_loop_test(cases, a_real_spool_is_stopped_at_every_operation, 0,
 	    2 * (int)(sizeof real_deletions / sizeof real_deletions[0]));
 	tcase_set_timeout(cases, 120);

@@ -411,6 +411,7 @@ model_clone_range(void *context, int destination, off_t to, int source, off_t fr
 		errno = EINVAL;
 		return -1;
 	}
+	store->clones++;
 	memcpy(copy, seen->bytes + from, (size_t)length);
 	change_bytes(store, destination, copy, (size_t)length, (size_t)to, false);
 	changed(store);

@@ -106,6 +106,7 @@ struct model_store {
 	size_t change_count;
 	unsigned operations; /* done so far */
 	unsigned syncs[MODEL_FILES];
+	unsigned clones; /* that were made */
 	/* From operation number fault_from to fault_to - 1: */
 	enum model_fault fault;
 	unsigned fault_from;
@@ -199,7 +200,7 @@ bool model_append_fits(const char *found, size_t size, const char *appended, boo
 uint64_t model_hash(const struct model_store *store);
 
 /* Remember a hash in a table of MODEL_SEEN_SLOTS zeros; whether it was there before. */
-#define MODEL_SEEN_SLOTS ((size_t)1 << 20)
+#define MODEL_SEEN_SLOTS ((size_t)1 << 22)
 bool model_seen_before(uint64_t *seen, uint64_t hash);
 
 #endif
