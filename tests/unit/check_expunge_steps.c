@@ -1,5 +1,5 @@
 /*
- * Steps of an expunge: fillers, the choice of strategies, cuts at every alignment, and the real
+ * Steps of an expunge: the choice of strategies, cuts at every alignment, and the real
  * file system under the tests, stopped at every operation.
  */
 #include "config.h"
@@ -11,48 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "lib/expunge_filler.h"
 #include "tests/unit/expunge_scene.h"
-
-/* ---- fillers ---- */
-
-START_TEST(a_filler_of_any_size_is_recognised)
-{
-	static unsigned char bytes[MBOX_FILLER_MAX + 1];
-
-	for (size_t size = 0; size <= MBOX_FILLER_MAX + 1; size++) {
-		bool possible = size == 35 || (size >= 38 && size <= MBOX_FILLER_MAX);
-
-		ck_assert_int_eq(expunge_filler_possible(size), possible);
-		if (!possible || (size > 3100 && size % 997 != 0))
-			continue;
-		memset(bytes, 'x', sizeof bytes);
-		expunge_filler_make(bytes, size, 0x0123456789abcdefu);
-		ck_assert_int_eq(bytes[size], 'x');
-		ck_assert_uint_eq(expunge_filler_length(bytes, size), size);
-		ck_assert_uint_eq(expunge_filler_length(bytes, sizeof bytes), size);
-	}
-	ck_assert_mem_eq(bytes, "X-Qpopper-Filler: 0123456789abcdef\n\t---", 39);
-}
-END_TEST
-
-START_TEST(what_is_not_exactly_a_filler_is_none)
-{
-	static const char *const others[] = {
-		"",
-		"X-Qpopper-Filler: 0123456789abcde\n",
-		"X-Qpopper-Filler: 0123456789abcdef0\n",
-		"X-Qpopper-Filler: 0123456789ABCDEF\n",
-		"X-Qpopper-Filler: 0123456789abcdef\r\n",
-		"X-Qpopper-filler: 0123456789abcdef\n",
-		"Subject: 0123456789abcdef\n",
-	};
-
-	for (size_t i = 0; i < sizeof others / sizeof others[0]; i++)
-		ck_assert_uint_eq(
-		    expunge_filler_length((const unsigned char *)others[i], strlen(others[i])), 0);
-}
-END_TEST
 
 /* ---- the choice ---- */
 
@@ -184,6 +143,42 @@ START_TEST(a_cut_works_at_every_alignment)
 	}
 	ck_assert_uint_gt(collapses, 500);
 	printf("# every alignment: %u collapses\n", collapses);
+}
+END_TEST
+
+/* A filler before content that begins with a blank would be shown: there must be none. */
+START_TEST(no_filler_stands_before_a_blank)
+{
+	struct scenario scenario = { .name = "blank",
+		.messages = 7,
+		.body = 1105,
+		.deleted = 0x06,
+		.limits = SCENE_PHASED };
+	struct scene scene;
+	struct model_store *store;
+	struct error error;
+	const struct model_content *spool;
+	uint64_t start;
+	uint64_t end;
+	bool pending;
+
+	if (_i == 0)
+		scenario.abilities = (struct expunge_abilities)SCENE_COLLAPSE;
+	else
+		scenario.abilities = (struct expunge_abilities)SCENE_CLONE;
+	scenario.blank = 0x08;
+	scene_open(&scene, &scenario);
+	ck_assert_int_eq(scene.plan.steps[0].strategy, _i == 0 ? EXPUNGE_COLLAPSE : EXPUNGE_CLONE);
+	store = scene_store(&scene);
+	ck_assert_int_eq(scene_apply(&scene, store, &pending, &error), 0);
+	spool = &store->files[MODEL_SPOOL].seen;
+	start = scene.plan.first_change;
+	end = _i == 0 ? scene.plan.steps[0].end : scene.plan.segments[1].source;
+	ck_assert_uint_eq(spool->size, scene.old_size - (end - start));
+	ck_assert_mem_eq(spool->bytes, scene.old, start);
+	ck_assert_mem_eq(spool->bytes + start, scene.old + end, scene.old_size - end);
+	model_free(store);
+	scene_close(&scene);
 }
 END_TEST
 
@@ -529,10 +524,9 @@ main(void)
 	SRunner *runner = srunner_create(suite);
 	int failed;
 
-	tcase_add_test(cases, a_filler_of_any_size_is_recognised);
-	tcase_add_test(cases, what_is_not_exactly_a_filler_is_none);
 	tcase_add_loop_test(cases, the_strategy_fits, 0, (int)(sizeof choices / sizeof choices[0]));
 	tcase_add_loop_test(cases, a_cut_works_at_every_alignment, 0, 4);
+	tcase_add_loop_test(cases, no_filler_stands_before_a_blank, 0, 2);
 	tcase_add_test(cases, clones_are_made_at_every_alignment);
 	tcase_add_test(cases, replacements_are_made_where_there_is_room);
 	tcase_add_test(cases, a_plan_that_does_not_rewrite_replaces_nothing);

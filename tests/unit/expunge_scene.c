@@ -7,8 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "lib/expunge_filler.h"
 #include "lib/mbox.h"
+#include "lib/mbox_filler.h"
 #include "tests/unit/expunge_scene.h"
 
 #define FILLER_SIZE 300u /* bytes of a filler that stands there before */
@@ -45,11 +45,13 @@ add_message(const struct scene *scene, unsigned i)
 	    at, MODEL_CAPACITY - scene->old_size, scene->scenario->body + kind * 13, kind);
 	size_t line = (size_t)((char *)memchr(at, '\n', size) + 1 - at);
 
+	if ((scene->scenario->blank >> i & 1) != 0)
+		at[line] = ' ';
 	if ((scene->scenario->fillers >> i & 1) == 0)
 		return size;
 	ck_assert_uint_lt(scene->old_size + size + FILLER_SIZE, MODEL_CAPACITY);
 	memmove(at + line + FILLER_SIZE, at + line, size - line);
-	expunge_filler_make((unsigned char *)at + line, FILLER_SIZE, 42);
+	mbox_filler_make(42, at + line, FILLER_SIZE);
 	return size + FILLER_SIZE;
 }
 
@@ -71,6 +73,7 @@ mark_fillers(const struct scene *scene, struct mbox_table *table)
 size_t
 scene_strip(const char *bytes, size_t size, char *to)
 {
+	uint64_t nonce;
 	size_t left = 0;
 
 	for (size_t at = 0; at < size;) {
@@ -82,7 +85,7 @@ scene_strip(const char *bytes, size_t size, char *to)
 		left += line;
 		at += line;
 		if (separator)
-			at += expunge_filler_length((const unsigned char *)bytes + at, size - at);
+			at += mbox_filler_parse(bytes + at, size - at, &nonce);
 	}
 	return left;
 }

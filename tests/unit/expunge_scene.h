@@ -50,6 +50,7 @@ struct scenario {
 	unsigned fillers; /* the messages whose bit is set have one already */
 	unsigned patched; /* instead of deleting: the messages whose subject is patched */
 	bool punch_backwards;
+	unsigned blank;	    /* the messages whose header begins with a blank */
 	unsigned replaced;  /* the messages whose subject is replaced while others go */
 	size_t replacement; /* bytes of the new subject */
 };
