@@ -329,7 +329,7 @@ START_TEST(what_others_append_meanwhile_is_kept)
 	unsigned at = 0;
 
 	scene_open(&scene, &scenarios[_i]);
-	scene.effort = (struct model_effort){ .exhaustive = 2, .samples = 4 };
+	scene.effort = scene_small_effort();
 	scene.nested = false;
 	for (; at < run_with_append(&scene, at); at++)
 		skipped += scene.appended[0] == '\0';
@@ -397,7 +397,7 @@ START_TEST(a_failing_disk_leaves_all_or_nothing)
 	unsigned runs = 0;
 
 	scene_open(&scene, &scenarios[_i]);
-	scene.effort = (struct model_effort){ .exhaustive = 2, .samples = 4 };
+	scene.effort = scene_small_effort();
 	scene.nested = false;
 	for (unsigned which = 0; which < MODEL_FAULTS; which++)
 		for (unsigned at = 0; run_with_fault(&scene, which, at); at++)

@@ -36,6 +36,12 @@ static const struct scenario scenarios[] = {
 	    .deleted = 0x15,
 	    .limits = SCENE_PHASED,
 	    .abilities = SCENE_COLLAPSE },
+	{ .name = "clones",
+	    .messages = 8,
+	    .body = 1100,
+	    .deleted = 0x06,
+	    .limits = SCENE_PHASED,
+	    .abilities = SCENE_CLONE },
 	{ .name = "patches", .messages = 6, .body = 700, .limits = SCENE_PHASED, .patched = 0x2b },
 };
 
@@ -155,6 +161,9 @@ is_noticed(const struct scenario *scenario, const struct model_mutation *mutatio
 
 #define PAYLOAD_BETWEEN                                                                            \
 	"equivalent: only the payload of a record that is not yet made comes in between"
+#define DIRECT_PAYLOAD                                                                             \
+	"equivalent: only the payload of the next phase comes in between, and a direct phase "     \
+	"needs none"
 #define NEXT_SYNC "equivalent: the next step syncs the spool before it relies on anything"
 
 /* Syncs that may be dropped, or come late, for a reason. */
@@ -165,9 +174,8 @@ static const struct equivalent {
 	unsigned number;
 	const char *reason;
 } equivalents[] = {
-	{ "direct", MODEL_DELAY_SYNC, MODEL_SPOOL, 3,
-	    "equivalent: only the payload of the next phase comes in between, and a direct "
-	    "phase needs none" },
+	{ "direct", MODEL_DELAY_SYNC, MODEL_SPOOL, 3, DIRECT_PAYLOAD },
+	{ "clones", MODEL_DELAY_SYNC, MODEL_SPOOL, 4, DIRECT_PAYLOAD },
 	{ "collapse", MODEL_DELAY_SYNC, MODEL_SPOOL, 2, PAYLOAD_BETWEEN },
 	{ "collapses", MODEL_DELAY_SYNC, MODEL_SPOOL, 2, PAYLOAD_BETWEEN },
 	{ "collapses", MODEL_DELAY_SYNC, MODEL_SPOOL, 5, PAYLOAD_BETWEEN },

@@ -22,6 +22,14 @@ scene_effort(void)
 	return (struct model_effort){ .exhaustive = 7, .samples = 16 };
 }
 
+struct model_effort
+scene_small_effort(void)
+{
+	if (getenv("QPOPPER_CRASH_LONG") != NULL)
+		return (struct model_effort){ .exhaustive = 6, .pairs = true, .samples = 100 };
+	return (struct model_effort){ .exhaustive = 2, .samples = 4 };
+}
+
 bool
 scene_expect(struct scene *scene, bool condition, const char *what)
 {

@@ -117,5 +117,6 @@ void scene_run(struct scene *scene, struct model_store *store, scene_hook *hook)
 
 /* As far as time allows: more with QPOPPER_CRASH_LONG set. */
 struct model_effort scene_effort(void);
+struct model_effort scene_small_effort(void); /* for what is done at each of many instants */
 
 #endif
