@@ -96,7 +96,7 @@ int
 expunge_move_down(struct expunge_move *move, const struct expunge_plan *plan, uint64_t limit,
     uint64_t start, uint64_t end, struct error *error)
 {
-	const struct expunge_plan *before = move->plan;
+	struct expunge_move inner;
 	struct expunge_record record = {
 		.nonce = move->record.nonce,
 		.device = move->record.device,
@@ -108,14 +108,16 @@ expunge_move_down(struct expunge_move *move, const struct expunge_plan *plan, ui
 
 	if (rest_of_plan(plan, limit, start, end, move->known_size, &rest, error) != 0)
 		return -1;
-	move->plan = &rest;
-	move->cursor = (struct expunge_cursor){ 0 };
+	inner = *move;
+	inner.plan = &rest;
+	inner.cursor = (struct expunge_cursor){ 0 };
 	if (rest.new_size == rest.old_size)
-		result = expunge_journal_void(&move->journal, error);
+		result = expunge_journal_void(&inner.journal, error);
 	else
-		result = expunge_run_phases(move, &record, error);
-	move->plan = before;
-	move->cursor = (struct expunge_cursor){ 0 };
+		result = expunge_run_phases(&inner, &record, error);
+	inner.plan = move->plan;
+	inner.cursor = (struct expunge_cursor){ 0 };
+	*move = inner;
 	expunge_plan_free(&rest);
 	return result;
 }
