@@ -13,6 +13,8 @@
 #include <string.h>
 #include <xxhash.h>
 
+#include "lib/mbox_filler.h"
+
 #define SPOOL_WHAT "spool"
 #define PIECE	   65536u /* bytes read at once */
 
@@ -47,6 +49,7 @@ struct head {
 	unsigned char *bytes; /* heap */
 	uint64_t separator;   /* bytes of its separator line */
 	uint64_t filler;      /* bytes of its filler */
+	bool may_fill;	      /* a filler may stand before its content */
 };
 
 /* Read the prefix; its form must be what the plan says. */
@@ -55,14 +58,19 @@ read_head(const struct expunge_move *move, const struct expunge_step *step, stru
     struct error *error)
 {
 	const unsigned char *line_end;
+	size_t size = step->prefix_length + 1u; /* and the first octet of the content */
 	bool cut;
 
-	head->bytes = malloc(step->prefix_length + 1u);
+	head->bytes = malloc(size);
 	if (head->bytes == NULL)
 		return error_set(error, ERROR_LIMIT, "no memory for an expunge");
-	if (store_read(move->io, move->spool_fd, head->bytes, step->prefix_length, (off_t)step->end,
+	if (store_read_some(move->io, move->spool_fd, head->bytes, size, (off_t)step->end, &size,
 		SPOOL_WHAT, error) != 0)
 		return -1;
+	if (size < step->prefix_length)
+		return error_set(error, ERROR_CHANGED, "spool has shrunk since it was indexed");
+	head->may_fill = size > step->prefix_length &&
+			 mbox_filler_may_precede((char)head->bytes[step->prefix_length]);
 	line_end = memchr(head->bytes, '\n', step->prefix_length);
 	head->separator = line_end != NULL ? (uint64_t)(line_end + 1 - head->bytes) : 0;
 	head->filler = step->prefix_length - head->separator;
@@ -134,13 +142,15 @@ make_seam(struct expunge_move *move, const struct expunge_abilities *abilities,
     const struct expunge_step *step, struct expunge_record *record, struct expunge_cut *cut_out,
     struct error *error)
 {
+	struct expunge_abilities usable = *abilities;
 	struct head head = { 0 };
 	unsigned char *image = NULL;
 	int result = -1;
 
 	if (read_head(move, step, &head, error) != 0)
 		goto out;
-	expunge_cut_find(abilities, step, head.separator, head.filler, move->known_size, cut_out);
+	usable.filler = usable.filler && head.may_fill;
+	expunge_cut_find(&usable, step, head.separator, head.filler, move->known_size, cut_out);
 	if (cut_out->length == 0) {
 		result = 0;
 		goto out;

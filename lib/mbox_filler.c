@@ -22,6 +22,12 @@ mbox_filler_possible(uint64_t size)
 	       (size == MBOX_FILLER_MIN || size >= MBOX_FILLER_MIN + LINE_MIN);
 }
 
+bool
+mbox_filler_may_precede(char first)
+{
+	return first != ' ' && first != '\t';
+}
+
 void
 mbox_filler_make(char *to, size_t size, uint64_t nonce)
 {

@@ -19,6 +19,12 @@
 /* Whether a filler of exactly so many bytes can be made: 35, and from 38 to MBOX_FILLER_MAX. */
 bool mbox_filler_possible(uint64_t size);
 
+/*
+ * Whether a filler may stand before content that begins with this octet: a folded line would be
+ * taken for a part of it.
+ */
+bool mbox_filler_may_precede(char first);
+
 /* Make one of size bytes, which must be possible; no NUL is written. */
 void mbox_filler_make(char *to, size_t size, uint64_t nonce);
 
