@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "lib/expunge.h"
+#include "lib/lock_keep.h"
 #include "lib/mbox.h"
 #include "lib/store_io.h"
 #include "lib/uidl.h"
@@ -38,6 +39,8 @@ struct update {
 	int spool_fd;
 	struct dot_lock dot_lock;
 	bool dot_locked;
+	const struct store_io *io; /* where the dot-lock is ours, it is kept fresh by this */
+	struct lock_keeper keeper;
 };
 
 static int
@@ -143,8 +146,8 @@ lock_spool(struct update *update, bool *exists_out, struct error *error)
 	struct message_agent_locked locked;
 	enum spool_filesystem filesystem;
 
-	if (spool_open(update->directory_fd, agent->names->spool, true, exists_out,
-		&update->spool_fd, error) == -1)
+	if (spool_open_as_owner(update->directory_fd, agent->names->spool, agent->uid, true,
+		exists_out, &update->spool_fd, error) == -1)
 		return -1;
 	if (!*exists_out)
 		return 0;
@@ -162,12 +165,25 @@ lock_spool(struct update *update, bool *exists_out, struct error *error)
 	    agent->channel, MESSAGE_AGENT_LOCKED, &locked, NULL, 0, &update->spool_fd, 1, error);
 }
 
+/* The dot-lock is ours: it must not grow stale while we work. */
+static void
+keep_dot_lock(struct update *update)
+{
+	update->dot_locked = true;
+	lock_keeper_start(&update->keeper, &store_io_system, update->directory_fd,
+	    update->agent->names->dot_lock, &update->dot_lock, DOT_LOCK_REFRESH_SECONDS);
+	update->io = &update->keeper.io;
+}
+
 /* Our own dot-lock goes only when nothing is left to recover. */
 static void
 release_dot_lock(struct update *update)
 {
 	struct error error;
 
+	if (update->dot_locked && update->keeper.lost && update->result.reason[0] == '\0')
+		snprintf(update->result.reason, sizeof update->result.reason,
+		    "maillock error %d: %.150s", MAILLOCK_LOST, update->keeper.loss.text);
 	if (update->dot_locked && update->result.recovery != RECOVERY_PENDING &&
 	    dot_lock_release(update->directory_fd, update->agent->names->dot_lock,
 		&update->dot_lock, &error) == -1 &&
@@ -185,7 +201,7 @@ try_locks(struct update *update, bool *exists_out, struct error *error)
 		if (user_agent_dot_lock(agent, update->directory_fd, &update->dot_lock, error) ==
 		    -1)
 			return -1;
-		update->dot_locked = true;
+		keep_dot_lock(update);
 	}
 	return lock_spool(update, exists_out, error);
 }
@@ -231,9 +247,9 @@ expunge(struct update *update, struct error *error)
 	bool pending = false;
 	int result = -1;
 
-	if (store_status(&store_io_system, update->spool_fd, &status, "spool", error) == -1 ||
-	    mbox_scan(&store_io_system, update->spool_fd, (uint64_t)status.st_size, NULL,
-		&update->table, error) == -1 ||
+	if (store_status(update->io, update->spool_fd, &status, "spool", error) == -1 ||
+	    mbox_scan(update->io, update->spool_fd, (uint64_t)status.st_size, NULL, &update->table,
+		error) == -1 ||
 	    mark_deleted(update, error) == -1)
 		return -1;
 	if (update->result.deleted == 0)
@@ -241,8 +257,8 @@ expunge(struct update *update, struct error *error)
 	if (expunge_plan_make(&update->table, update->deleted, &plan, error) == -1)
 		return -1;
 	if (make_durable(update, error) == 0)
-		result = expunge_apply(&store_io_system, update->spool_fd,
-		    update->agent->journal_fd, &plan, &pending, error);
+		result = expunge_apply(update->io, update->spool_fd, update->agent->journal_fd,
+		    &plan, &pending, error);
 	update->result.recovery = pending ? RECOVERY_PENDING : RECOVERY_NONE;
 	expunge_plan_free(&plan);
 	return result;
@@ -287,6 +303,7 @@ user_agent_update(struct user_agent *agent)
 	update.agent = agent;
 	update.result.session = agent->session;
 	update.directory_fd = update.spool_fd = -1;
+	update.io = &store_io_system;
 	if (apply(&update, &error) == -1) {
 		update.result.deleted = 0;
 		update.result.deleted_octets = 0;
@@ -333,11 +350,12 @@ recover(struct update *update, struct error *error)
 		return -1;
 	} else if (agent->private_directory) {
 		update->dot_lock = agent->dot_lock;
-		update->dot_locked = update->dot_lock.inode != 0;
+		if (update->dot_lock.inode != 0)
+			keep_dot_lock(update);
 	}
 	if (exists) {
-		if (expunge_recover(&store_io_system, update->spool_fd, agent->journal_fd,
-			&recovery, error) == -1)
+		if (expunge_recover(
+			update->io, update->spool_fd, agent->journal_fd, &recovery, error) == -1)
 			return -1;
 	} else {
 		if (expunge_journal_pending(&store_io_system, agent->journal_fd, &pending, error) ==
@@ -359,6 +377,7 @@ user_agent_recover(struct user_agent *agent)
 	update.agent = agent;
 	update.result.session = agent->session;
 	update.directory_fd = -1;
+	update.io = &store_io_system;
 	update.spool_fd = agent->spool_fd;
 	if (recover(&update, &error) == -1) {
 		fail(&update.result, &error);
