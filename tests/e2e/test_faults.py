@@ -52,7 +52,7 @@ def garbage_spool(site):
 
 @test
 def directory_or_link_as_spool(site):
-    """a directory, a symbolic link or a hard link in place of the spool is refused"""
+    """a directory, a hard link or a symbolic link to one in place of the spool is refused"""
     site.add_user()
     site.start()
     path = site.spool_path()
@@ -62,6 +62,7 @@ def directory_or_link_as_spool(site):
     with open(site.path("other"), "w") as other:
         other.write(message(1))
     os.chmod(site.path("other"), 0o666)
+    os.link(site.path("other"), site.path("other.second"))
     os.symlink(site.path("other"), path)
     refused(site, "[SYS/PERM]")
     os.unlink(path)
