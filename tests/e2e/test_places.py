@@ -77,6 +77,11 @@ def delete_and_look(site, path, mail, user="user"):
     return left
 
 
+def wait_gone(directory, name):
+    """The session file goes just after the answer to a QUIT that deleted nothing."""
+    wait_until(lambda: name not in os.listdir(directory), 5, "the end of " + name)
+
+
 def agent_of(site, uid):
     """The pid of an agent that runs as that user."""
     def look():
@@ -133,6 +138,7 @@ def hashed(site, level, **changes):
         first = site.login(user)
         refused(site, "[IN-USE]", user=user)
         first.quit()
+        wait_gone(directory, ".%s.pop" % user)
         assert os.listdir(directory) == [user]
     tops = sorted({HASHED[user][level - 1][0] for user in HASHED})
     assert sorted(os.listdir(site.spool)) == tops, os.listdir(site.spool)
@@ -162,6 +168,7 @@ def temp_directory_is_hashed_too(site):
     assert rights(site.path("temp", "u", "s")) == rights(site.path("temp"))
     assert os.listdir(site.spool_path("u/s")) == []
     client.quit()
+    wait_gone(site.path("temp", "u", "s"), ".user.pop")
     assert os.listdir(site.path("temp", "u", "s")) == []
 
 
@@ -245,6 +252,7 @@ def directory_and_spool_modes(site):
         client = site.login()
         assert client.stat() == (0, 0)
         client.quit()
+        wait_gone(site.spool, ".user.pop")
         assert os.listdir(site.spool) == []
 
 
@@ -304,6 +312,7 @@ def mail_at_home(site):
     assert os.listdir(site.spool) == [".user.pop"]
     refused(site, "[IN-USE]")
     first.quit()
+    wait_gone(site.spool, ".user.pop")
     assert os.listdir(home) == ["Mailbox"] and os.listdir(site.spool) == []
     assert rights(os.path.join(home, "Mailbox")) == before
     os.unlink(os.path.join(home, "Mailbox"))
@@ -547,27 +556,59 @@ def crash_at_home(site):
     kill_during_update(site, os.path.join(home, "Mailbox"), home_dir_mail="Mailbox")
 
 
-@test
-def lock_of_a_dead_monitor(site):
-    """a monitor killed while its update waits leaves a lock in a hash directory: its successor finds it at once"""
-    site.add_user()
-    os.makedirs(site.spool_path("u/s"))
-    path = site.spool_path("u/s/user")
+def update_in_progress(site, path):
+    """A session that deletes, whose update has the dot-lock and waits for the spool; and the monitor's file."""
     put(path, [message(1), message(2)], "user", site)
-    for number in range(50):  # not what is looked for
-        os.makedirs(site.spool_path("x/%d" % number))
-    site.start(hash_spool=2)
     client = site.login()
     client.dele(1)
     with Held(path):
         client._putcmd("QUIT")
         wait_until(lambda: os.path.exists(path + ".lock"), 5, "the lock of the update")
+        owner = content(path + ".lock")
+        with open(site.path("state", "monitor." + owner.split("@")[0]), "rb") as file:
+            noted = file.read()
+        yield client, owner, noted
+
+
+@test
+def monitor_killed_with_a_lock(site):
+    """a monitor killed while its update waits for a hashed spool: its successor frees the maildrop, unchanged"""
+    site.add_user()
+    os.makedirs(site.spool_path("u/s"))
+    path = site.spool_path("u/s/user")
+    site.start(hash_spool=2)
+    for client, _, _ in update_in_progress(site, path):
         kill_service(site, site.processes("qpopper-monitor"))
-        site.wait_log("removed the lock %s.lock of a monitor that died" % path)
-    client.close()
-    assert not os.path.exists(path + ".lock")
+        client.close()
+    wait_until(lambda: not os.path.exists(path + ".lock"), 20, "the end of the lock")
     client = wait_until(lambda: login_or_none(site), 10, "a login")
     assert client.stat()[0] == 2
+    client.quit()
+
+
+@test
+def lock_of_a_dead_monitor(site):
+    """what a dead monitor's file says of its locks is enough to remove them, and no others, in hash directories"""
+    site.add_user()
+    os.makedirs(site.spool_path("u/s"))
+    path = site.spool_path("u/s/user")
+    site.start(hash_spool=2)
+    for client, owner, noted in update_in_progress(site, path):
+        pass
+    client._getresp()
+    site.stop()
+    assert not os.path.exists(path + ".lock")
+    with open(site.path("state", "monitor." + owner.split("@")[0]), "wb") as file:
+        file.write(noted)
+    for name in path, site.spool_path("u/s/other"):
+        with open(name + ".lock", "w") as lock:
+            lock.write(owner)
+    site.start(hash_spool=2)
+    site.wait_log("removed the lock %s.lock of a monitor that died" % path)
+    assert os.listdir(site.spool_path("u/s")) in (["user", "other.lock"], ["other.lock", "user"])
+    assert not os.path.exists(site.path("state", "monitor." + owner.split("@")[0]))
+    client = site.login()
+    client.dele(1)
     client.quit()
 
 
