@@ -93,6 +93,17 @@ rename_directory(int parent_fd, const char *from, const char *to)
 	return renameat(parent_fd, from, parent_fd, to);
 }
 
+/* For a client it is a passing trouble, whatever the reason (reference 11.1). */
+static int
+not_made(const struct descent *descent, const char *name)
+{
+	error_set_errno(descent->error, errno, "making hash directory %s below %s like that", name,
+	    descent->path);
+	if (descent->error->code == ERROR_DENIED)
+		descent->error->code = ERROR_SYSTEM;
+	return -1;
+}
+
 static int
 make_directory(const struct descent *descent, int parent_fd, const char *name)
 {
@@ -102,29 +113,22 @@ make_directory(const struct descent *descent, int parent_fd, const char *name)
 	int fd = -1;
 
 	if (getrandom(&number, sizeof number, 0) != (ssize_t)sizeof number)
-		return error_set_errno(descent->error, errno, "random name for a directory");
+		return not_made(descent, name);
 	snprintf(temporary, sizeof temporary, ".qpopper-hash-%016" PRIx64, number);
 	if (mkdirat(parent_fd, temporary, 0700) == -1)
-		return error_set_errno(descent->error, errno, "making hash directory %s below %s",
-		    name, descent->path);
+		return not_made(descent, name);
 	fd = openat(parent_fd, temporary, O_RDONLY | DIRECTORY_FLAGS);
 	if (fd == -1 || give_rights(fd, &descent->base) == -1) {
-		error_set_errno(descent->error, errno, "giving hash directory %s the rights of %s",
-		    name, descent->path);
+		not_made(descent, name);
 		goto out;
 	}
 	/* somebody else, a deliverer for example, may have been faster: then his is used */
-	if (rename_directory(parent_fd, temporary, name) == -1 && errno != EEXIST &&
-	    errno != ENOTEMPTY) {
-		error_set_errno(descent->error, errno, "making hash directory %s below %s", name,
-		    descent->path);
-		goto out;
-	}
-	if (fsync(parent_fd) == -1) {
-		error_set_errno(descent->error, errno, "fsync of %s", descent->path);
-		goto out;
-	}
-	result = 0;
+	if ((rename_directory(parent_fd, temporary, name) == -1 && errno != EEXIST &&
+		errno != ENOTEMPTY) ||
+	    fsync(parent_fd) == -1)
+		not_made(descent, name);
+	else
+		result = 0;
 out:
 	if (fd != -1)
 		close(fd);

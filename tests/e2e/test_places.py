@@ -6,6 +6,7 @@ import poplib
 import re
 import signal
 import stat
+import subprocess
 import threading
 import time
 
@@ -44,6 +45,17 @@ def content(path):
         return spool.read()
 
 
+def set_fields(site, user, number, value):
+    """Another value for a field of the user's line in passwd-file."""
+    lines = content(site.path("users")).splitlines()
+    with open(site.path("users"), "w") as users:
+        for line in lines:
+            fields = line.split(":")
+            if fields[0] == user:
+                fields[number] = value
+            users.write(":".join(fields) + "\n")
+
+
 def make_home(site, user="user", name=None, field=None, gid=None):
     """A home directory of the user's own, entered in passwd-file (field: another path to it)."""
     home = site.path(name or "home-" + user)
@@ -53,14 +65,8 @@ def make_home(site, user="user", name=None, field=None, gid=None):
     gid = gid or site.owner_of(user)[1]
     if ROOT:
         os.chown(home, uid, gid)
-    lines = content(site.path("users")).splitlines()
-    with open(site.path("users"), "w") as users:
-        for line in lines:
-            fields = line.split(":")
-            if fields[0] == user:
-                fields[5] = field or home
-                fields[3] = str(gid)
-            users.write(":".join(fields) + "\n")
+    set_fields(site, user, 3, str(gid))
+    set_fields(site, user, 5, field or home)
     return home
 
 
@@ -479,6 +485,47 @@ def spool_exchanged_in_a_loop(site):
         swapper.join()
     assert served > 0
     assert content(secret) == message(99, "the secret\n")
+
+
+@test
+def maildrops_below_spool_dir(site):
+    """maildrop= below spool-dir: in the administrator's directory the service has its locks there, in the user's he has"""
+    need_root()
+    site.add_user()
+    for name, owner in (("virtual", 0), ("own", site.owner_of("user")[0])):
+        os.mkdir(site.spool_path(name))
+        os.chmod(site.spool_path(name), 0o755)
+        os.chown(site.spool_path(name), owner, owner)
+        path = site.spool_path(name + "/inbox")
+        mail = [message(number) for number in range(1, 5)]
+        put(path, mail, "user", site)
+        set_fields(site, "user", 7, "maildrop=" + path)
+        site.start()
+        mail = delete_and_look(site, path, mail)
+        with Held(path):
+            client = site.raw()
+            client.sendall(b"USER user\r\nPASS %s\r\n" % PASSWORD.encode())
+            agent_of(site, site.owner_of("user")[0])
+            assert rights(site.spool_path(name + "/.user.pop"))[0] == site.owner_of("user")[0]
+        client.close()
+        site.stop()
+    assert sorted(os.listdir(site.spool)) == ["own", "virtual"]
+
+
+@test
+def home_of_a_system_user(site):
+    """the home directory of the account database is where home-dir-mail is, and the group of server mode is looked up"""
+    user = site.add_system_user("qpoptesthome")
+    home = site.path("home")
+    os.mkdir(home)
+    os.chown(home, *site.owner_of(user))
+    subprocess.run(["usermod", "-d", home, user], check=True, capture_output=True)
+    mail = [message(number) for number in range(1, 5)]
+    put(os.path.join(home, "Mailbox"), mail, user, site)
+    site.start(authentication="shadow", home_dir_mail="Mailbox", home_dir_misc="true",
+               group_server_mode="mail", group_no_server_mode="qpopper-no-such-group")
+    delete_and_look(site, os.path.join(home, "Mailbox"), mail, user)
+    assert site.log().count('there is no group "qpopper-no-such-group"') == 1
 
 
 # ---- what was before ----

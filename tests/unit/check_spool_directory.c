@@ -136,6 +136,29 @@ START_TEST(several_make_the_same_directory)
 }
 END_TEST
 
+/* 0: it failed as it should, with nothing left. */
+static int
+make_without_right(int unused)
+{
+	(void)unused;
+	if (geteuid() == 0 && (setgid(FRED) == -1 || setuid(FRED) == -1))
+		return 1;
+	if (open_below("m/a", true, true, (uid_t)-1) != -1)
+		return 2;
+	if (error.code != ERROR_SYSTEM || error.system_errno != EACCES)
+		return 3;
+	return strstr(error.text, "making hash directory m") != NULL ? 0 : 4;
+}
+
+START_TEST(hash_directory_that_cannot_be_made)
+{
+	ck_assert_int_eq(chmod(here, 0555), 0);
+	ck_assert_int_eq(in_child(make_without_right, 0), 0);
+	ck_assert_int_eq(chmod(here, 0755), 0);
+	ck_assert_int_eq(count_entries(), 0);
+}
+END_TEST
+
 START_TEST(missing_hash_directory_is_told)
 {
 	ck_assert_int_eq(open_below("m/a", false, true, (uid_t)-1), -1);
@@ -422,6 +445,7 @@ main(void)
 	tcase_set_timeout(tests, 40);
 	tcase_add_loop_test(tests, hash_directories_are_made_like_their_base, 0, 5);
 	tcase_add_test(tests, several_make_the_same_directory);
+	tcase_add_test(tests, hash_directory_that_cannot_be_made);
 	tcase_add_test(tests, missing_hash_directory_is_told);
 	tcase_add_test(tests, what_is_no_directory_is_denied);
 	tcase_add_test(tests, whose_directory_it_is_decides);
