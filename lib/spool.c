@@ -165,6 +165,9 @@ explain_open(int directory_fd, const char *name, struct error *error)
 		if (fstatat(directory_fd, name, &status, AT_SYMLINK_NOFOLLOW) == 0 &&
 		    !S_ISREG(status.st_mode))
 			return not_regular(name, status.st_mode, error);
+		if (open_errno == ELOOP)
+			return error_set(error, ERROR_DENIED,
+			    "spool %s is behind a symbolic link that is not followed", name);
 		break;
 	case EWOULDBLOCK:
 		return error_set(

@@ -314,6 +314,7 @@ static const struct {
 	{ "to-directory", 2 },
 	{ "to-device", 2 },
 	{ "to-descriptor", 2 }, /* of this very process */
+	{ "to-working-directory", 2 },
 	{ "hard-link", 2 },
 	{ "fifo", 2 },
 	{ "directory", 2 },
@@ -350,6 +351,7 @@ put_hostile_files(void)
 	put_link("/dev/null", "to-device", FRED);
 	snprintf(target, sizeof target, "/proc/self/fd/%d", open("own", O_RDONLY));
 	put_link(target, "to-descriptor", FRED);
+	put_link("/proc/self/cwd/own", "to-working-directory", FRED);
 }
 
 static int
