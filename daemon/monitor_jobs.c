@@ -47,6 +47,15 @@ monitor_job_new(struct monitor *monitor, enum job_kind kind, uint64_t session, u
 	return job;
 }
 
+/* With Qpopper's number, for who looks it up (reference 11.3). */
+static void
+log_maillock(struct monitor *monitor, const struct job *job, enum log_level level,
+    enum maillock_error number, const struct error *error)
+{
+	log_write(monitor->log, level, "maillock error %d for %s/%s: %s", number,
+	    job->names.directory, job->names.spool, error->text);
+}
+
 void
 monitor_release_dot_lock(struct monitor *monitor, struct job *job)
 {
@@ -56,8 +65,8 @@ monitor_release_dot_lock(struct monitor *monitor, struct job *job)
 		return;
 	job->dot_locked = false;
 	if (dot_lock_release(job->directory_fd, job->names.dot_lock, &job->dot_lock, &error) == -1)
-		log_write(monitor->log, LOG_LEVEL_WARNING, "dot-lock %s/%s of %s: %s",
-		    job->names.directory, job->names.dot_lock, job->user, error.text);
+		log_maillock(monitor, job, LOG_LEVEL_WARNING,
+		    error.code == ERROR_CHANGED ? MAILLOCK_LOST : MAILLOCK_OTHER, &error);
 }
 
 static void
@@ -183,8 +192,7 @@ try_dot_lock(struct monitor *monitor, struct job *job, int64_t now)
 		job->next_ms = now + MONITOR_LOCK_RETRY_MS;
 		return false;
 	}
-	log_write(monitor->log, LOG_LEVEL_NOTICE, "maillock error %d for %s/%s: %s", maillock,
-	    job->names.directory, job->names.spool, error.text);
+	log_maillock(monitor, job, LOG_LEVEL_NOTICE, maillock, &error);
 	if (maillock == MAILLOCK_BUSY || maillock == MAILLOCK_LOST)
 		error.code = ERROR_LOCKED;
 	monitor_job_failed(monitor, job, &error);
@@ -402,8 +410,7 @@ refresh_dot_lock(struct monitor *monitor, struct job *job, int64_t now)
 		return;
 	job->refresh_ms = now + DOT_LOCK_REFRESH_SECONDS * 1000;
 	if (dot_lock_refresh(job->directory_fd, job->names.dot_lock, &job->dot_lock, &error) == -1)
-		log_write(monitor->log, LOG_LEVEL_ERROR, "maillock error %d for %s/%s: %s",
-		    MAILLOCK_LOST, job->names.directory, job->names.spool, error.text);
+		log_maillock(monitor, job, LOG_LEVEL_ERROR, MAILLOCK_LOST, &error);
 }
 
 static void

@@ -55,11 +55,16 @@ status_of(const struct error *error)
 	return error->code == ERROR_LOCKED ? UPDATE_LOCKED : UPDATE_TEMPORARY;
 }
 
+/* Behind what there was to tell before: a lock that was lost, for example. */
 static void
 fail(struct message_update_result *result, const struct error *error)
 {
+	char text[sizeof result->reason + sizeof error->text + 2];
+
 	result->status = status_of(error);
-	message_text(result->reason, sizeof result->reason, error->text);
+	snprintf(text, sizeof text, "%s%s%s", result->reason, result->reason[0] != '\0' ? "; " : "",
+	    error->text);
+	message_text(result->reason, sizeof result->reason, text);
 }
 
 /* The deletion list as it came: inline, or in a memfd whose size must be what was announced. */
@@ -175,20 +180,27 @@ keep_dot_lock(struct update *update)
 	update->io = &update->keeper.io;
 }
 
+/* The first reason is the one that is logged. */
+static void
+tell_lost(struct update *update, const struct error *error)
+{
+	if (update->result.reason[0] == '\0')
+		snprintf(update->result.reason, sizeof update->result.reason,
+		    "maillock error %d: %.150s", MAILLOCK_LOST, error->text);
+}
+
 /* Our own dot-lock goes only when nothing is left to recover. */
 static void
 release_dot_lock(struct update *update)
 {
 	struct error error;
 
-	if (update->dot_locked && update->keeper.lost && update->result.reason[0] == '\0')
-		snprintf(update->result.reason, sizeof update->result.reason,
-		    "maillock error %d: %.150s", MAILLOCK_LOST, update->keeper.loss.text);
+	if (update->dot_locked && update->keeper.lost)
+		tell_lost(update, &update->keeper.loss);
 	if (update->dot_locked && update->result.recovery != RECOVERY_PENDING &&
 	    dot_lock_release(update->directory_fd, update->agent->names->dot_lock,
-		&update->dot_lock, &error) == -1 &&
-	    update->result.reason[0] == '\0')
-		message_text(update->result.reason, sizeof update->result.reason, error.text);
+		&update->dot_lock, &error) == -1)
+		tell_lost(update, &error);
 	update->dot_locked = false;
 }
 

@@ -12,6 +12,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "lib/lock.h"
+
 #define DOT_LOCK_SUFFIX ".lock"
 #define HASHED_OCTETS	5 /* of the name, in the sum of one level */
 #define LETTERS		26
@@ -174,8 +176,9 @@ put_spool_name(struct spool_names *names, const char *file, struct error *error)
 		return error_set(error, ERROR_FORMAT, "maildrop path has no file name");
 	if (length > SPOOL_NAME_MAX - suffix)
 		return error_set(error, ERROR_LIMIT,
-		    "maildrop name of more than %zu bytes: \"%.100s...\"", SPOOL_NAME_MAX - suffix,
-		    file);
+		    "maillock error %d: a maildrop name of more than %zu bytes leaves no room for "
+		    "that of its lock: \"%.60s...\"",
+		    MAILLOCK_NAME_TOO_LONG, SPOOL_NAME_MAX - suffix, file);
 	/* It would be the dot-lock of another maildrop, and removed when it looks stale. */
 	if (length >= suffix && strcmp(file + length - suffix, DOT_LOCK_SUFFIX) == 0)
 		return error_set(

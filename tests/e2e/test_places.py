@@ -704,6 +704,49 @@ def maillock_errors(site):
 
 
 @test
+def lock_replaced_by_another(site):
+    """error 6: a lock that another program took from us is told in the log, and stays that program's"""
+    site.add_user()
+    home = make_home(site)
+    for changes, path in (({}, site.spool_path()), ({"home_dir_mail": "Mailbox"}, os.path.join(home, "Mailbox"))):
+        put(path, [message(1), message(2)], "user", site)
+        site.start(mail_lock_timeout=2, **changes)
+        start = len(site.log())
+        client = site.login()
+        client.dele(1)
+        with Held(path):
+            client._putcmd("QUIT")
+            wait_until(lambda: os.path.exists(path + ".lock"), 5, "the lock of the update")
+            with open(path + ".new", "w") as lock:
+                lock.write("1@elsewhere")
+            os.rename(path + ".new", path + ".lock")
+            wait_until(lambda: "[SYS/TEMP]" in site.log()[start:] or "[IN-USE]" in site.log()[start:], 15, "the end")
+        client.close()
+        assert "maillock error 6" in site.log()[start:], site.log()[start:]
+        assert content(path + ".lock") == "1@elsewhere"
+        assert content(path) == message(1) + message(2)
+        os.unlink(path + ".lock")
+        site.stop()
+
+
+@test
+def maildrop_name_too_long(site):
+    """error 1: a name that leaves no room for the lock's is refused at the login, not at the first deletion"""
+    site.add_user()
+    home = make_home(site)
+    for length in 250, 251:
+        name = "m" * length
+        put(os.path.join(home, name), [message(1), message(2)], "user", site)
+        site.start(home_dir_mail=name)
+        if length == 250:
+            delete_and_look(site, os.path.join(home, name), [message(1), message(2)])
+        else:
+            refused(site, "[SYS/")
+            site.wait_log("maillock error 1: a maildrop name of more than 250 bytes")
+        site.stop()
+
+
+@test
 def many_users_of_one_uid(site):
     """the maildrops of virtual users who share a uid do not wait for each other"""
     uid = 60000 if ROOT else os.getuid()
