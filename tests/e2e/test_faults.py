@@ -11,17 +11,6 @@ import time
 from harness import *  # noqa: F403
 
 
-def refused(site, code, **arguments):
-    """A login must fail with that response code."""
-    try:
-        client = site.login(**arguments)
-    except poplib.error_proto as answer:
-        assert code in str(answer), answer
-        return
-    client.close()
-    raise AssertionError("the login was accepted")
-
-
 # ---- odd spools ----
 
 @test
@@ -275,14 +264,7 @@ def kill_everything_during_update(site):
     before = os.stat(site.spool_path()).st_mtime_ns
     client._putcmd("QUIT")
     wait_until(lambda: os.stat(site.spool_path()).st_mtime_ns != before, 20, "the first write")
-    victims = list(site.processes())
-    site.process.kill()
-    for pid in victims:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-    site.process.wait()
+    kill_everything(site)
     return mail
 
 

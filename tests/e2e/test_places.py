@@ -4,7 +4,6 @@ import fcntl
 import os
 import poplib
 import re
-import signal
 import stat
 import subprocess
 import threading
@@ -13,17 +12,6 @@ import time
 from harness import *  # noqa: F403
 
 HASHED = {"user": ("f", "u/s"), "other": ("a", "o/t")}  # by hash-spool 1 and 2
-
-
-def refused(site, code, **arguments):
-    """A login must fail with that response code."""
-    try:
-        client = site.login(**arguments)
-    except poplib.error_proto as answer:
-        assert code in str(answer), answer
-        return
-    client.close()
-    raise AssertionError("the login was accepted")
 
 
 def rights(path):
@@ -114,14 +102,6 @@ class Held:
 
     def __exit__(self, *_):
         self.spool.close()
-
-
-def kill_service(site, pids):
-    for pid in pids:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
 
 # ---- hash-spool ----
@@ -566,10 +546,7 @@ def kill_during_update(site, path, **changes):
     before = os.stat(path).st_mtime_ns
     client._putcmd("QUIT")
     wait_until(lambda: os.stat(path).st_mtime_ns != before, 20, "the first write")
-    victims = site.processes()
-    site.process.kill()
-    kill_service(site, victims)
-    site.process.wait()
+    kill_everything(site)
     assert os.path.exists(path + ".lock")
     site.start(**changes)
     wait_until(lambda: "completed by recovery" in site.log(), 20, "the recovery")
@@ -625,7 +602,7 @@ def monitor_killed_with_a_lock(site):
     path = site.spool_path("u/s/user")
     site.start(hash_spool=2)
     for client, _, _ in update_in_progress(site, path):
-        kill_service(site, site.processes("qpopper-monitor"))
+        kill_all(site.processes("qpopper-monitor"))
         client.close()
     wait_until(lambda: not os.path.exists(path + ".lock"), 20, "the end of the lock")
     client = wait_until(lambda: login_or_none(site), 10, "a login")
