@@ -133,10 +133,13 @@ monitor_open_noted_directory(struct monitor *monitor, const char *directory, uin
 	const struct spool_below rules = { .uid = (uid_t)-1 };
 	bool is_shared;
 
-	if (open_spool_dir(monitor, error) == -1)
+	if (open_spool_dir(monitor, error) == -1 ||
+	    spool_open_below(monitor->spool_directory_fd, monitor->settings->spool_dir,
+		directory + shared, &rules, fd_out, &is_shared, error) == -1)
 		return -1;
-	return spool_open_below(monitor->spool_directory_fd, monitor->settings->spool_dir,
-	    directory + shared, &rules, fd_out, &is_shared, error);
+	if (!is_shared)
+		return error_set(error, ERROR_DENIED, "%s belongs to another user now", directory);
+	return 0;
 }
 
 static void

@@ -174,15 +174,14 @@ open_component(const struct descent *descent, int parent_fd, const char *name, i
 static int
 judge_owner(const struct descent *descent, int fd, const char *name, bool *shared_out)
 {
+	const bool for_ourselves = descent->rules->uid == (uid_t)-1;
 	struct stat status;
 
-	*shared_out = true;
-	if (descent->rules->uid == (uid_t)-1)
-		return 0;
 	if (fstat(fd, &status) == -1)
 		return error_set_errno(
 		    descent->error, errno, "examining %s below %s", name, descent->path);
-	*shared_out = (status.st_uid == 0 || status.st_uid == descent->base.st_uid) &&
+	*shared_out = (status.st_uid == 0 || status.st_uid == descent->base.st_uid ||
+			  (for_ourselves && status.st_uid == geteuid())) &&
 		      (descent->rules->hashed || status.st_uid != descent->rules->uid);
 	if (!*shared_out && descent->rules->hashed)
 		return error_set(descent->error, ERROR_DENIED,

@@ -94,7 +94,7 @@ int spool_cache_file_make(const struct spool_rules *rules, const struct spool_ac
 struct spool_below {
 	bool make;   /* check-hash-dir: make it, with owner, group and mode of base */
 	bool hashed; /* the components are hash directories: a stranger's is an error */
-	uid_t uid;   /* the mailbox owner; (uid_t)-1: all belongs to the calling process */
+	uid_t uid;   /* the mailbox owner; (uid_t)-1: the calling process, who trusts itself */
 };
 
 /*

@@ -215,6 +215,8 @@ START_TEST(whose_directory_it_is_decides)
 		ck_assert_int_eq(error.code, ERROR_DENIED);
 		ck_assert_ptr_nonnull(strstr(error.text, "belongs to uid"));
 	}
+	ck_assert_int_eq(open_below("s", false, true, (uid_t)-1), -1);
+	ck_assert_int_eq(error.code, ERROR_DENIED);
 	/* where spool-dir itself is the user's, so may be what is below */
 	ck_assert_int_eq(chown(here, FRED, FRED), 0);
 	ck_assert_int_eq(open_below("f", false, true, FRED), 0);
