@@ -19,7 +19,7 @@
 #include "lib/error.h"
 #include "lib/log.h"
 #include "lib/settings.h"
-#include "lib/spool.h"
+#include "lib/spool_place.h"
 
 #define AUTH_CREDENTIALS_SECONDS 5  /* for credentials to come down their pipe */
 #define AUTH_AGENT_SECONDS	 60 /* a password check may take, then it is killed */
@@ -96,6 +96,19 @@ bool auth_is_pipe(int fd);
  * when they are not what a worker writes.
  */
 int auth_credentials_read(int pipe, struct credentials *credentials_out, struct error *error);
+
+enum auth_group {
+	AUTH_GROUP_FOUND,
+	AUTH_GROUP_UNKNOWN,
+	AUTH_GROUP_OUT_OF_ORDER /* the group database could not be asked */
+};
+
+/* The number of a group (group-server-mode and its like), by the name service switch. */
+enum auth_group auth_group_id(const char *name, gid_t *gid_out);
+
+/* Log each group of the settings that is unknown: once, when a process starts that checks accounts.
+ */
+void auth_groups_warn(const struct settings *settings, struct log *log);
 
 /* Whether a stored hash can match at all: an empty one never does, '!' and '*' lock an account. */
 bool auth_hash_usable(const char *hash);

@@ -9,6 +9,7 @@
 #include "daemon/auth.h"
 
 #include <errno.h>
+#include <grp.h>
 #include <poll.h>
 #include <pwd.h>
 #include <signal.h>
@@ -19,6 +20,7 @@
 #include "daemon/sandbox.h"
 
 #define ACCOUNT_BUFFER_SIZE 16384
+#define GROUPS_MAX	    4096 /* of one account */
 
 /* PAM modules may run helpers and wait for them: everything as a fresh process has it. */
 static void
@@ -64,6 +66,46 @@ receive_credentials(int pipe, struct credentials *credentials_out, struct error 
 	return auth_credentials_read(pipe, credentials_out, error);
 }
 
+/*
+ * Whether the account is a member of that group, by its primary group or by membership. A group
+ * that does not exist has no members: the spawner said so when it started.
+ */
+static bool
+is_member(const struct passwd *account, const char *name, struct message_verdict *verdict)
+{
+	gid_t groups[GROUPS_MAX];
+	int count = GROUPS_MAX;
+	gid_t gid;
+
+	switch (auth_group_id(name, &gid)) {
+	case AUTH_GROUP_FOUND:
+		break;
+	case AUTH_GROUP_UNKNOWN:
+		return false;
+	case AUTH_GROUP_OUT_OF_ORDER:
+		auth_verdict_change(verdict, VERDICT_TEMPORARY, "group database is out of order");
+		return false;
+	}
+	if (getgrouplist(account->pw_name, account->pw_gid, groups, &count) == -1)
+		count = GROUPS_MAX; /* there are more: those that fit count */
+	for (int i = 0; i < count; i++)
+		if (groups[i] == gid)
+			return true;
+	return false;
+}
+
+static void
+resolve_groups(
+    const struct settings *settings, const struct passwd *account, struct message_verdict *verdict)
+{
+	if (settings->group_server_mode[0] != '\0' &&
+	    is_member(account, settings->group_server_mode, verdict))
+		verdict->groups |= SPOOL_GROUP_SERVER_MODE;
+	if (settings->group_no_server_mode[0] != '\0' &&
+	    is_member(account, settings->group_no_server_mode, verdict))
+		verdict->groups |= SPOOL_GROUP_NO_SERVER_MODE;
+}
+
 /* An account that may collect mail: the back end named it, the system's database knows it. */
 static void
 resolve_account(const struct settings *settings, struct message_verdict *verdict)
@@ -88,6 +130,9 @@ resolve_account(const struct settings *settings, struct message_verdict *verdict
 	memcpy(verdict->user, account.pw_name, strlen(account.pw_name));
 	verdict->uid = account.pw_uid;
 	verdict->gid = account.pw_gid;
+	if (spool_home_valid(account.pw_dir))
+		memcpy(verdict->home, account.pw_dir, strlen(account.pw_dir));
+	resolve_groups(settings, &account, verdict);
 }
 
 static void

@@ -9,10 +9,14 @@
 
 #include <crypt.h>
 #include <errno.h>
+#include <grp.h>
 #include <poll.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#define GROUP_BUFFER_SIZE ((size_t)1 << 20) /* a group may have many members */
 
 struct message_verdict
 auth_verdict(uint64_t session, uint32_t worker, enum verdict value, const char *reason)
@@ -121,4 +125,42 @@ auth_hash_matches(const char *password, const char *hash, struct crypt_data *dat
 	explicit_bzero(computed, sizeof computed);
 	explicit_bzero(expected, sizeof expected);
 	return difference == 0;
+}
+
+/* ---- groups ---- */
+
+enum auth_group
+auth_group_id(const char *name, gid_t *gid_out)
+{
+	struct group group;
+	struct group *found = NULL;
+	char *buffer = malloc(GROUP_BUFFER_SIZE);
+	int number = ENOMEM;
+
+	if (buffer != NULL)
+		number = getgrnam_r(name, &group, buffer, GROUP_BUFFER_SIZE, &found);
+	if (found != NULL)
+		*gid_out = group.gr_gid;
+	free(buffer);
+	if (found != NULL)
+		return AUTH_GROUP_FOUND;
+	return number == 0 || number == ENOENT || number == ESRCH ? AUTH_GROUP_UNKNOWN
+								  : AUTH_GROUP_OUT_OF_ORDER;
+}
+
+static void
+warn_of_group(const char *option, const char *name, struct log *log)
+{
+	gid_t gid;
+
+	if (name[0] != '\0' && auth_group_id(name, &gid) != AUTH_GROUP_FOUND)
+		log_write(log, LOG_LEVEL_WARNING, "%s: there is no group \"%s\": no user is in it",
+		    option, name);
+}
+
+void
+auth_groups_warn(const struct settings *settings, struct log *log)
+{
+	warn_of_group("group-server-mode", settings->group_server_mode, log);
+	warn_of_group("group-no-server-mode", settings->group_no_server_mode, log);
 }

@@ -397,6 +397,7 @@ preload(struct spawner *spawner, char *detail_out, size_t size)
 		snprintf(detail_out, size, "PAM service %.60s cannot be used", service);
 		snprintf(spawner->order_reason, sizeof spawner->order_reason, "%s", detail_out);
 	}
+	auth_groups_warn(spawner->settings, spawner->log);
 	spawner->signature = auth_files_signature();
 	spawner->latest_signature = spawner->signature;
 }

@@ -183,6 +183,7 @@ enum verdict {
 	VERDICT_COUNT
 };
 
+/* Its groups are enum spool_groups (lib/spool_place.h). */
 struct message_verdict {
 	uint64_t session;
 	uint32_t worker;
@@ -191,9 +192,14 @@ struct message_verdict {
 	uint32_t gid;
 	uint32_t
 	    virtual_user; /* 1: the monitor takes uid, gid and maildrop from its own passwd-file */
-	uint32_t reserved;
+	uint32_t groups;  /* in which of the groups of the settings the user is */
 	char user[MESSAGE_NAME_MAX + 1]; /* canonical name */
 	char reason[127];		 /* for the log, never for the client; printable */
+	/*
+	 * Home directory of the account, as spool_home_valid wants it; "" for one that is not. Of a
+	 * virtual user the monitor takes it from its own passwd-file.
+	 */
+	char home[SPOOL_DIRECTORY_MAX + 1];
 };
 
 /* ---- maildrop ---- */

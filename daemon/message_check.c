@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 
 #include "daemon/message.h"
+#include "lib/spool_place.h"
 #include "lib/uidl.h"
 
 struct parties {
@@ -46,6 +47,13 @@ user_valid(const char user[MESSAGE_NAME_MAX + 1], bool may_be_empty)
 		if ((unsigned char)user[i] < 0x20 || user[i] == 0x7f || user[i] == '/')
 			return false;
 	return user[0] != '.' && user[0] != '-';
+}
+
+static bool
+home_valid(const char home[SPOOL_DIRECTORY_MAX + 1])
+{
+	return home[0] == '\0' ||
+	       (memchr(home, '\0', SPOOL_DIRECTORY_MAX + 1) != NULL && spool_home_valid(home));
 }
 
 static bool
@@ -157,8 +165,10 @@ check_verdict(const struct message *message, const struct parties *parties)
 		return "verdict out of range";
 	if (verdict->virtual_user > 1)
 		return "virtual_user out of range";
-	if (verdict->reserved)
-		return "reserved is not 0";
+	if (verdict->groups & ~(uint32_t)(SPOOL_GROUP_SERVER_MODE | SPOOL_GROUP_NO_SERVER_MODE))
+		return "groups out of range";
+	if (!home_valid(verdict->home))
+		return "home is no directory";
 	/* All ones means "leave unchanged" to the system calls that set identities. */
 	if (accepted && (verdict->uid == UINT32_MAX || verdict->gid == UINT32_MAX))
 		return "uid or gid out of range";

@@ -7,8 +7,9 @@
  * sessions only.
  *
  * Rooms: monitor.c (loop and channels), monitor_sessions.c (the table), monitor_jobs.c (opening and
- * updating, step by step), monitor_journal.c (the pool of journals), monitor_sweep.c (what a
- * monitor that died has left), user_agent*.c (what runs as the mailbox owner).
+ * updating, step by step), monitor_places.c (names and directories), monitor_journal.c (the pool of
+ * journals), monitor_sweep.c (what a monitor that died has left), user_agent*.c (what runs as the
+ * mailbox owner).
  */
 #ifndef QPOPPER_DAEMON_MONITOR_H
 #define QPOPPER_DAEMON_MONITOR_H
@@ -24,8 +25,10 @@
 #include "lib/settings.h"
 #include "lib/spool.h"
 
-#define MONITOR_AGENTS_MAX	   64 /* agents at the same time */
-#define MONITOR_AGENTS_PER_USER	   4  /* of them for one uid: who hangs his own harms nobody else */
+#define MONITOR_AGENTS_MAX 64 /* agents at the same time */
+/* Who hangs agents in his own directories harms nobody else: of them at most so many ... */
+#define MONITOR_AGENTS_PER_USER	   4  /* ... for one user */
+#define MONITOR_AGENTS_PER_UID	   32 /* ... for one uid, which may be that of many virtual users */
 #define MONITOR_JOURNALS_MAX	   256
 #define MONITOR_AGENT_OPEN_SECONDS 300 /* then an opening agent is killed */
 #define MONITOR_AGENT_UPDATE_SECONDS                                                               \
@@ -52,6 +55,8 @@ struct monitor_session {
 	uint32_t gid;
 	uint32_t state; /* enum monitor_session_state */
 	bool virtual_user;
+	bool server_mode; /* the mail stays in the spool (spool_server_mode) */
+	char *home;	  /* home directory, owned; NULL where no file of the session is there */
 	char user[MESSAGE_NAME_MAX + 1];
 };
 
@@ -80,6 +85,7 @@ struct journal_owner {
 	uint32_t uid;
 	uint32_t gid;
 	bool private_directory;
+	bool private_session;
 	struct dot_lock dot_lock;
 	char user[MESSAGE_NAME_MAX + 1];
 	struct spool_names names;
@@ -119,6 +125,12 @@ int journal_slot_take(
 /* Write the owner record; it becomes durable by the agent's fdatasync of lock_fd. */
 int journal_slot_assign(
     struct journal_slot *slot, const struct journal_owner *owner, struct error *error);
+/*
+ * Add the dot-lock that the update's agent took itself, in a private directory. It has a record of
+ * its own: that of the owner must not be torn by a power loss once the journal is in force.
+ */
+int journal_slot_note_lock(
+    struct journal_slot *slot, const struct dot_lock *lock, struct error *error);
 /* The journal is void: mark the slot free again. */
 int journal_slot_release(struct journal_slot *slot, struct error *error);
 /* Keep a journal that matches no spool for the administrator: rename it and forget the slot. */
@@ -154,13 +166,17 @@ struct job {
 	uint32_t uid;
 	uint32_t gid;
 	char user[MESSAGE_NAME_MAX + 1];
-	bool private_directory; /* not the shared spool directory: the agent takes the locks */
+	bool private_directory; /* not a shared one: the agent takes the dot-lock */
+	bool private_session;	/* the session file is in such a one: the agent takes its lock */
 	struct spool_names names;
+	int directory_fd;      /* of the spool; -1: private, or not opened yet */
+	int temp_directory_fd; /* of the session file, likewise */
 
 	int session_lock_fd;
 	bool dot_locked;
 	struct dot_lock dot_lock;
-	int spool_fd; /* duplicate of the agent's locked spool: keeps the kernel locks */
+	uint32_t lock_note; /* number of its entry in our monitor.PID file, from 1; 0: none */
+	int spool_fd;	    /* duplicate of the agent's locked spool: keeps the kernel locks */
 	struct journal_slot *slot;
 	int replacement_fd; /* the new spool of a fast-update, or -1 */
 	uint32_t attempts;
@@ -219,11 +235,11 @@ struct monitor {
 	bool draining;
 	int epoll_fd;
 	int signal_fd;
-	int spool_directory_fd; /* -1 when spool-dir cannot be opened: tried again at each login */
+	int spool_directory_fd; /* spool-dir itself; -1: not needed yet, or not there */
 	int temp_directory_fd;	/* the same descriptor where temp-dir is empty */
 	int state_directory_fd;
-	int self_fd;	    /* our monitor.PID file, flocked while we live */
-	bool number_reused; /* it was there: a dead monitor had our process number */
+	int self_fd;	       /* our monitor.PID file, flocked while we live */
+	uint32_t reused_notes; /* entries of a dead monitor of our process number, at its start */
 	struct monitor_channel *channels;
 	struct monitor_sessions *sessions;
 	struct job *jobs;
@@ -275,6 +291,13 @@ int monitor_agent_start(struct monitor *monitor, struct job *job, struct error *
 
 /* monitor_sweep.c: announce ourselves, and clean up after monitors that died. */
 int monitor_announce(struct monitor *monitor, struct error *error);
+/*
+ * Before a dot-lock is taken in a shared directory: write into our monitor.PID file where it will
+ * be, so that whoever finds us dead need not search a tree of directories; after its end: forget
+ * it.
+ */
+void monitor_note_lock(struct monitor *monitor, struct job *job);
+void monitor_forget_lock(struct monitor *monitor, struct job *job);
 void monitor_sweep(struct monitor *monitor);
 
 #endif

@@ -30,11 +30,12 @@ agent_of_job(const struct monitor *monitor, const struct job *job, int channel)
 		.uid = job->uid,
 		.gid = job->gid,
 		.private_directory = job->private_directory,
+		.private_session = job->private_session,
 		.names = &job->names,
 		.dot_lock =
 		    job->private_directory ? job->dot_lock : (struct dot_lock){ .inode = 0 },
 		.channel = channel,
-		.directory_fd = job->private_directory ? -1 : monitor->spool_directory_fd,
+		.directory_fd = job->directory_fd,
 		.session_lock_fd = job->session_lock_fd,
 		.spool_fd = job->spool_fd,
 		.replacement_fd = job->replacement_fd,

@@ -190,7 +190,7 @@ monitor_cache_table(struct monitor *monitor, const struct job *job)
 
 /* Open the spool if it is what was indexed; -1 when it is not, for whatever reason. */
 static int
-open_unchanged(struct monitor *monitor, const struct job *job, const struct cached_table *slot)
+open_unchanged(const struct job *job, const struct cached_table *slot)
 {
 	struct spool_identity identity;
 	struct error error;
@@ -198,8 +198,7 @@ open_unchanged(struct monitor *monitor, const struct job *job, const struct cach
 	bool exists;
 	int fd;
 
-	if (spool_open(
-		monitor->spool_directory_fd, job->names.spool, false, &exists, &fd, &error) == -1 ||
+	if (spool_open(job->directory_fd, job->names.spool, false, &exists, &fd, &error) == -1 ||
 	    !exists)
 		return -1;
 	if (fstat(fd, &status) == 0 && status.st_uid == job->uid &&
@@ -208,7 +207,7 @@ open_unchanged(struct monitor *monitor, const struct job *job, const struct cach
 		if (spool_identity_equal(&identity, &slot->result.identity) &&
 		    spool_lock_try(fd, false, false, &error) == 0 &&
 		    spool_unlock(fd, false, &error) == 0 &&
-		    !dot_lock_present(monitor->spool_directory_fd, job->names.dot_lock))
+		    !dot_lock_present(job->directory_fd, job->names.dot_lock))
 			return fd;
 	}
 	close(fd);
@@ -226,7 +225,7 @@ monitor_cache_open(struct monitor *monitor, struct job *job)
 
 	if (job->private_directory || !is_slot_of(slot, job))
 		return false;
-	fds[0] = open_unchanged(monitor, job, slot);
+	fds[0] = open_unchanged(job, slot);
 	if (fds[0] == -1)
 		return false;
 	fds[1] = job->session_lock_fd;

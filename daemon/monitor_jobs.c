@@ -40,11 +40,21 @@ monitor_job_new(struct monitor *monitor, enum job_kind kind, uint64_t session, u
 	job->worker = worker;
 	job->session_lock_fd = job->spool_fd = job->deletions_fd = job->replacement_fd = -1;
 	job->index_fd = job->index_visible_fd = job->index_file_fd = -1;
+	job->directory_fd = job->temp_directory_fd = -1;
 	job->started_ms = monitor_now_ms();
 	job->deadline_ms = job->started_ms + monitor->settings->mail_lock_timeout * 1000;
 	job->next = monitor->jobs;
 	monitor->jobs = job;
 	return job;
+}
+
+/* With Qpopper's number, for who looks it up (reference 11.3). */
+static void
+log_maillock(struct monitor *monitor, const struct job *job, enum log_level level,
+    enum maillock_error number, const struct error *error)
+{
+	log_write(monitor->log, level, "maillock error %d for %s/%s: %s", number,
+	    job->names.directory, job->names.spool, error->text);
 }
 
 void
@@ -55,10 +65,9 @@ monitor_release_dot_lock(struct monitor *monitor, struct job *job)
 	if (!job->dot_locked)
 		return;
 	job->dot_locked = false;
-	if (dot_lock_release(
-		monitor->spool_directory_fd, job->names.dot_lock, &job->dot_lock, &error) == -1)
-		log_write(monitor->log, LOG_LEVEL_WARNING, "dot-lock %s/%s of %s: %s",
-		    job->names.directory, job->names.dot_lock, job->user, error.text);
+	if (dot_lock_release(job->directory_fd, job->names.dot_lock, &job->dot_lock, &error) == -1)
+		log_maillock(monitor, job, LOG_LEVEL_WARNING,
+		    error.code == ERROR_CHANGED ? MAILLOCK_LOST : MAILLOCK_OTHER, &error);
 }
 
 static void
@@ -67,21 +76,6 @@ close_descriptor(int *fd)
 	if (*fd != -1)
 		close(*fd);
 	*fd = -1;
-}
-
-/* The session is over: its file goes while we still hold the lock on it. */
-void
-monitor_remove_session_file(
-    struct monitor *monitor, const struct spool_names *names, bool private_directory, int lock_fd)
-{
-	struct error error;
-
-	/* in a directory of the user's own an empty left-over is normal */
-	if (lock_fd == -1 || private_directory || monitor->temp_directory_fd == -1)
-		return;
-	if (session_lock_remove(monitor->temp_directory_fd, names->session, lock_fd, &error) == -1)
-		log_write(monitor->log, LOG_LEVEL_WARNING, "session file %s/%s: %s",
-		    names->temp_directory, names->session, error.text);
 }
 
 void
@@ -104,6 +98,8 @@ monitor_job_finish(struct monitor *monitor, struct job *job)
 
 	monitor_replacement_drop(monitor, job);
 	monitor_release_dot_lock(monitor, job);
+	monitor_forget_lock(monitor, job);
+	monitor_job_close_places(job);
 	close_descriptor(&job->spool_fd);
 	close_descriptor(&job->session_lock_fd);
 	close_descriptor(&job->deletions_fd);
@@ -148,75 +144,30 @@ monitor_job_failed(struct monitor *monitor, struct job *job, const struct error 
 	monitor_update_end(monitor, job);
 }
 
-/* ---- names and directories ---- */
+/* ---- agents ---- */
 
-/* The shared directories are opened once and looked for again as long as they are missing. */
-int
-monitor_shared_directories(struct monitor *monitor, struct error *error)
+/* Whether another agent may work for the job's user, and for his uid. */
+static bool
+room_for_user(const struct monitor *monitor, const struct job *job)
 {
-	if (monitor->spool_directory_fd == -1 && spool_open_directory(monitor->settings->spool_dir,
-						     &monitor->spool_directory_fd, error) == -1)
-		return -1;
-	if (monitor->temp_directory_fd == -1) {
-		if (monitor->settings->temp_dir[0] == '\0')
-			monitor->temp_directory_fd = monitor->spool_directory_fd;
-		else if (spool_open_directory(
-			     monitor->settings->temp_dir, &monitor->temp_directory_fd, error) == -1)
-			return -1;
+	uint32_t of_user = 0;
+	uint32_t of_uid = 0;
+
+	for (const struct job *other = monitor->jobs; other != NULL; other = other->next) {
+		if (other->uid != job->uid || other->channel == NULL)
+			continue;
+		of_uid++;
+		if (strcmp(other->user, job->user) == 0)
+			of_user++;
 	}
-	return 0;
-}
-
-bool
-monitor_is_shared_directory(const struct monitor *monitor, const char *directory)
-{
-	const char *shared = monitor->settings->spool_dir;
-	size_t length = strlen(shared);
-
-	while (length > 1 && shared[length - 1] == '/')
-		length--;
-	return strlen(directory) == length && memcmp(directory, shared, length) == 0;
-}
-
-int
-monitor_job_names(struct monitor *monitor, struct job *job, bool virtual_user, struct error *error)
-{
-	const struct settings *settings = monitor->settings;
-	const char *maildrop = "";
-
-	if (virtual_user) {
-		const struct passwd_file_user *entry = monitor_virtual_user(monitor, job->user);
-		if (entry == NULL)
-			return error_set(error, ERROR_DENIED, "%s is not in %s any more", job->user,
-			    settings->passwd_file);
-		maildrop = entry->maildrop;
-	}
-	if (spool_names_make(settings->spool_dir, maildrop, settings->temp_dir, settings->temp_name,
-		job->user, &job->names, error) == -1)
-		return -1;
-	job->private_directory = !monitor_is_shared_directory(monitor, job->names.directory);
-	return 0;
-}
-
-/* How many agents work for this uid already. */
-static uint32_t
-agents_of_user(const struct monitor *monitor, uint32_t uid)
-{
-	uint32_t count = 0;
-
-	for (const struct job *job = monitor->jobs; job != NULL; job = job->next) {
-		if (job->uid == uid && job->channel != NULL)
-			count++;
-	}
-	return count;
+	return of_user < MONITOR_AGENTS_PER_USER && of_uid < MONITOR_AGENTS_PER_UID;
 }
 
 static bool
 room_for_agent(const struct monitor *monitor, const struct job *job)
 {
 	return monitor->agents < MONITOR_AGENTS_MAX &&
-	       (!job->private_directory ||
-		   agents_of_user(monitor, job->uid) < MONITOR_AGENTS_PER_USER);
+	       ((!job->private_directory && !job->private_session) || room_for_user(monitor, job));
 }
 
 /* ---- steps ---- */
@@ -233,12 +184,12 @@ try_dot_lock(struct monitor *monitor, struct job *job, int64_t now)
 	bool stale = false;
 
 	if (job->recover && !job->private_directory && !job->dot_locked)
-		monitor_adopt_dot_lock(monitor, job);
+		monitor_adopt_dot_lock(job);
 	if (job->kind == JOB_OPEN || job->private_directory || job->dot_locked)
 		return true;
-	if (dot_lock_try(monitor->spool_directory_fd, job->names.dot_lock,
-		monitor->settings->no_atomic_open, &job->dot_lock, &stale, &maillock,
-		&error) == 0) {
+	monitor_note_lock(monitor, job);
+	if (dot_lock_try(job->directory_fd, job->names.dot_lock, monitor->settings->no_atomic_open,
+		&job->dot_lock, &stale, &maillock, &error) == 0) {
 		job->dot_locked = true;
 		job->refresh_ms = now + DOT_LOCK_REFRESH_SECONDS * 1000;
 		if (stale)
@@ -250,8 +201,7 @@ try_dot_lock(struct monitor *monitor, struct job *job, int64_t now)
 		job->next_ms = now + MONITOR_LOCK_RETRY_MS;
 		return false;
 	}
-	log_write(monitor->log, LOG_LEVEL_NOTICE, "maillock error %d for %s/%s: %s", maillock,
-	    job->names.directory, job->names.spool, error.text);
+	log_maillock(monitor, job, LOG_LEVEL_NOTICE, maillock, &error);
 	if (maillock == MAILLOCK_BUSY || maillock == MAILLOCK_LOST)
 		error.code = ERROR_LOCKED;
 	monitor_job_failed(monitor, job, &error);
@@ -260,13 +210,12 @@ try_dot_lock(struct monitor *monitor, struct job *job, int64_t now)
 
 /* An empty maildrop needs no agent: there is nothing to read. */
 static bool
-spool_is_missing(const struct monitor *monitor, const struct job *job)
+spool_is_missing(const struct job *job)
 {
 	struct stat status;
 
-	return job->kind == JOB_OPEN && !job->private_directory &&
-	       fstatat(monitor->spool_directory_fd, job->names.spool, &status,
-		   AT_SYMLINK_NOFOLLOW) == -1 &&
+	return !job->private_directory &&
+	       fstatat(job->directory_fd, job->names.spool, &status, AT_SYMLINK_NOFOLLOW) == -1 &&
 	       errno == ENOENT;
 }
 
@@ -284,6 +233,42 @@ is_being_recovered(const struct monitor *monitor, const struct job *job)
 	return false;
 }
 
+/*
+ * Take the session lock in a shared directory; false while it is busy and time is left, and when
+ * the job has failed. A client that comes back at once may be faster than the end of its last
+ * session is through; after a crash the worker that held the lock may still be on its way out.
+ */
+static bool
+try_session_lock(struct monitor *monitor, struct job *job, int64_t now)
+{
+	struct error error;
+
+	if (job->session_lock_fd != -1 || job->private_session)
+		return true;
+	if (session_lock_try(job->temp_directory_fd, job->names.session,
+		monitor->privileged ? job->uid : (uid_t)-1, job->gid, &job->session_lock_fd,
+		&error) == 0)
+		return true;
+	if (error.code == ERROR_LOCKED &&
+	    (job->kind == JOB_RECOVER || now < job->started_ms + MONITOR_SESSION_GRACE_MS))
+		job->next_ms = now + MONITOR_SESSION_RETRY_MS;
+	else
+		monitor_job_failed(monitor, job, &error);
+	return false;
+}
+
+/* What needs no agent: it has no mail, or was opened before. The session lock must be ours. */
+static bool
+open_at_once(struct monitor *monitor, struct job *job)
+{
+	if (job->kind != JOB_OPEN || job->private_session)
+		return false;
+	if (!spool_is_missing(job))
+		return monitor_open_cached(monitor, job);
+	monitor_open_empty(monitor, job);
+	return true;
+}
+
 /* Take what must be taken before the agent starts; called again by time while something is busy. */
 static void
 job_lock(struct monitor *monitor, struct job *job, int64_t now)
@@ -295,36 +280,17 @@ job_lock(struct monitor *monitor, struct job *job, int64_t now)
 		monitor_job_failed(monitor, job, &error);
 		return;
 	}
-	if (!job->private_directory && monitor_shared_directories(monitor, &error) == -1) {
+	if (monitor_job_places(monitor, job, &error) == -1) {
 		monitor_job_failed(monitor, job, &error);
 		return;
 	}
-	if (job->session_lock_fd == -1 && !job->private_directory) {
-		if (session_lock_try(monitor->temp_directory_fd, job->names.session,
-			monitor->privileged ? job->uid : (uid_t)-1, job->gid, &job->session_lock_fd,
-			&error) == -1) {
-			/*
-			 * A client that comes back at once may be faster than the end of its last
-			 * session is through; after a crash the worker that held the lock may still
-			 * be on its way out.
-			 */
-			if (error.code == ERROR_LOCKED &&
-			    (job->kind == JOB_RECOVER ||
-				now < job->started_ms + MONITOR_SESSION_GRACE_MS)) {
-				job->next_ms = now + MONITOR_SESSION_RETRY_MS;
-				return;
-			}
-			monitor_job_failed(monitor, job, &error);
-			return;
-		}
-	}
-	if (spool_is_missing(monitor, job)) {
-		monitor_open_empty(monitor, job);
+	if (!try_session_lock(monitor, job, now))
+		return;
+	if (monitor_check_old_session(monitor, job, &error) == -1) {
+		monitor_job_failed(monitor, job, &error);
 		return;
 	}
-	if (job->kind == JOB_OPEN && monitor_open_cached(monitor, job))
-		return;
-	if (!try_dot_lock(monitor, job, now))
+	if (open_at_once(monitor, job) || !try_dot_lock(monitor, job, now))
 		return;
 	job->phase = JOB_QUEUED;
 }
@@ -351,7 +317,8 @@ job_start_agent(struct monitor *monitor, struct job *job)
 static enum job_phase
 phase_after_pause(const struct job *job)
 {
-	if (!job->private_directory && (job->session_lock_fd == -1 || !job->dot_locked))
+	if ((!job->private_session && job->session_lock_fd == -1) ||
+	    (!job->private_directory && !job->dot_locked))
 		return JOB_LOCKING;
 	return JOB_QUEUED;
 }
@@ -362,10 +329,23 @@ lock_is_where_agreed(const struct job *job, const struct message_login_result *r
 {
 	bool sent = (result->flags & LOGIN_HAS_LOCK) != 0;
 
-	return result->status != LOGIN_OK || sent == job->private_directory;
+	return result->status != LOGIN_OK || sent == job->private_session;
 }
 
 /* ---- what messages bring about ---- */
+
+/* The agent has taken the dot-lock itself: a recovery by a later monitor must know it, too. */
+static void
+note_private_lock(
+    struct monitor *monitor, struct job *job, const struct message_agent_locked *locked)
+{
+	struct error error;
+
+	job->dot_lock.device = locked->dot_lock_device;
+	job->dot_lock.inode = locked->dot_lock_inode;
+	if (job->slot != NULL && journal_slot_note_lock(job->slot, &job->dot_lock, &error) == -1)
+		log_write(monitor->log, LOG_LEVEL_WARNING, "%s", error.text);
+}
 
 void
 monitor_agent_message(struct monitor *monitor, struct job *job, struct message *message)
@@ -386,10 +366,8 @@ monitor_agent_message(struct monitor *monitor, struct job *job, struct message *
 			break;
 		job->spool_fd = message_take_fd(message, 0);
 		job->agent_locked = true;
-		if (job->private_directory) {
-			job->dot_lock.device = message->payload.agent_locked.dot_lock_device;
-			job->dot_lock.inode = message->payload.agent_locked.dot_lock_inode;
-		}
+		if (job->private_directory)
+			note_private_lock(monitor, job, &message->payload.agent_locked);
 		return;
 	case MESSAGE_AGENT_INDEX:
 		if (!monitor_index_received(job, message))
@@ -452,10 +430,8 @@ refresh_dot_lock(struct monitor *monitor, struct job *job, int64_t now)
 	if (!job->dot_locked || now < job->refresh_ms)
 		return;
 	job->refresh_ms = now + DOT_LOCK_REFRESH_SECONDS * 1000;
-	if (dot_lock_refresh(
-		monitor->spool_directory_fd, job->names.dot_lock, &job->dot_lock, &error) == -1)
-		log_write(monitor->log, LOG_LEVEL_ERROR, "maillock error %d for %s/%s: %s",
-		    MAILLOCK_LOST, job->names.directory, job->names.spool, error.text);
+	if (dot_lock_refresh(job->directory_fd, job->names.dot_lock, &job->dot_lock, &error) == -1)
+		log_maillock(monitor, job, LOG_LEVEL_ERROR, MAILLOCK_LOST, &error);
 }
 
 static void

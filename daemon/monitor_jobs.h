@@ -21,17 +21,30 @@ void monitor_job_forget_agent(struct monitor *monitor, struct job *job);
  * off instead, with what it holds: its journal may be in force.
  */
 void monitor_job_failed(struct monitor *monitor, struct job *job, const struct error *error);
-/* Fill job->names from job->user and, for a virtual user, passwd-file. */
-int monitor_job_names(
-    struct monitor *monitor, struct job *job, bool virtual_user, struct error *error);
-/* Whether that directory of struct spool_names is spool-dir, however that is spelled at its end. */
-bool monitor_is_shared_directory(const struct monitor *monitor, const char *directory);
-/* Open spool-dir and temp-dir unless they are open. */
-int monitor_shared_directories(struct monitor *monitor, struct error *error);
 void monitor_release_dot_lock(struct monitor *monitor, struct job *job);
+
+/* ---- monitor_places.c ---- */
+
+/* Fill job->names and what is private from the session's user and, for a virtual one, passwd-file.
+ */
+int monitor_job_names(struct monitor *monitor, struct job *job, const struct monitor_session *entry,
+    struct error *error);
+/*
+ * Open the shared ones among the directories of the job unless they are open, and find out whether
+ * they are (they become private where not). Hash directories are made for a login, see
+ * check-hash-dir.
+ */
+int monitor_job_places(struct monitor *monitor, struct job *job, struct error *error);
+void monitor_job_close_places(struct job *job);
+/* Whether the first `shared` bytes of a directory of struct spool_names are spool-dir. */
+bool monitor_in_spool_dir(const struct monitor *monitor, const char *directory, uint32_t shared);
+/* Open a directory below spool-dir in which a monitor noted a dot-lock. */
+int monitor_open_noted_directory(struct monitor *monitor, const char *directory, uint32_t shared,
+    int *fd_out, struct error *error);
 /* Remove the session file of a session that is over; lock_fd (-1: nothing to do) stays open. */
-void monitor_remove_session_file(
-    struct monitor *monitor, const struct spool_names *names, bool private_directory, int lock_fd);
+void monitor_remove_session_file(struct monitor *monitor, const struct job *job, int lock_fd);
+/* check-old-spool-loc: ERROR_DENIED when the plain spool-dir holds a session file with mail. */
+int monitor_check_old_session(struct monitor *monitor, const struct job *job, struct error *error);
 
 /* ---- monitor_login.c ---- */
 
@@ -87,7 +100,7 @@ void monitor_index_end(struct monitor *monitor, struct job *job, bool complete);
  */
 void monitor_replacement_make(struct monitor *monitor, struct job *job);
 /* The agent has filled and synced it: rename it over the spool. */
-int monitor_replacement_use(struct monitor *monitor, struct job *job, struct error *error);
+int monitor_replacement_use(struct job *job, struct error *error);
 /* Remove it if it is still there. */
 void monitor_replacement_drop(struct monitor *monitor, struct job *job);
 
@@ -104,7 +117,7 @@ int monitor_assign_journal(struct monitor *monitor, struct job *job, struct erro
 void monitor_update_finished(
     struct monitor *monitor, struct job *job, const struct message_update_result *result);
 /* The dot-lock of a crashed update is ours again if it is still there. */
-void monitor_adopt_dot_lock(struct monitor *monitor, struct job *job);
+void monitor_adopt_dot_lock(struct job *job);
 /* A recovery failed: it is tried again later, the locks stay. */
 void monitor_defer_recovery(struct monitor *monitor, struct job *job, const char *reason);
 /* The agent ended while its journal may be in force: the locks stay, recovery starts at once. */

@@ -19,7 +19,7 @@
 
 #include "lib/expunge.h"
 
-#define OWNER_MAGIC	 "qpowner1"
+#define OWNER_MAGIC	 "qpowner2"
 #define OWNER_SIZE	 4096
 #define JOURNAL_NAME_MAX 128
 
@@ -32,6 +32,19 @@ struct owner_record {
 	uint64_t checksum; /* XXH3 of all that stands before it */
 };
 _Static_assert(sizeof(struct owner_record) <= OWNER_SIZE, "the owner record is one page");
+
+/* Behind it, in a page of its own: the dot-lock that the agent of this owner took itself. */
+struct lock_record {
+	struct dot_lock dot_lock;
+	uint64_t owner_checksum; /* that of the record it belongs to */
+	uint64_t checksum;	 /* XXH3 of all that stands before it */
+};
+
+static uint64_t
+lock_record_checksum(const struct lock_record *record)
+{
+	return XXH3_64bits(record, offsetof(struct lock_record, checksum));
+}
 
 static uint64_t
 record_checksum(const struct owner_record *record)
@@ -154,6 +167,19 @@ failed:
 	return -1;
 }
 
+/* Without it the recovery waits until the dot-lock is stale. */
+static void
+read_lock_record(
+    const struct journal_slot *slot, uint64_t owner_checksum, struct dot_lock *dot_lock_out)
+{
+	struct lock_record record;
+
+	if (pread(slot->owner_fd, &record, sizeof record, OWNER_SIZE) == (ssize_t)sizeof record &&
+	    record.checksum == lock_record_checksum(&record) &&
+	    record.owner_checksum == owner_checksum)
+		*dot_lock_out = record.dot_lock;
+}
+
 /* Read the owner record; false when the slot is free. A torn record was never relied upon: the
  * agent syncs it before the commit point. */
 static bool
@@ -166,6 +192,8 @@ slot_read_owner(const struct journal_slot *slot, struct journal_owner *owner_out
 	    record.checksum != record_checksum(&record))
 		return false;
 	*owner_out = record.owner;
+	if (owner_out->private_directory)
+		read_lock_record(slot, record.checksum, &owner_out->dot_lock);
 	return true;
 }
 
@@ -323,6 +351,21 @@ journal_slot_assign(
 	record.in_use = 1;
 	record.owner = *owner;
 	return slot_write(slot, &record, error);
+}
+
+int
+journal_slot_note_lock(struct journal_slot *slot, const struct dot_lock *lock, struct error *error)
+{
+	struct lock_record record = { .dot_lock = *lock };
+	struct owner_record owner;
+
+	if (store_read(&store_io_system, slot->owner_fd, &owner, sizeof owner, 0,
+		"journal owner record", error) == -1)
+		return -1;
+	record.owner_checksum = owner.checksum;
+	record.checksum = lock_record_checksum(&record);
+	return store_write(&store_io_system, slot->owner_fd, &record, sizeof record, OWNER_SIZE,
+	    "journal owner record", error);
 }
 
 int

@@ -13,6 +13,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "lib/spool_place.h"
+
 static void
 answer_login(struct monitor *monitor, uint64_t session, uint32_t worker, const char *user,
     enum login_status status, const char *reason)
@@ -31,8 +33,7 @@ void
 monitor_login_failed(
     struct monitor *monitor, struct job *job, enum login_status status, const char *reason)
 {
-	monitor_remove_session_file(
-	    monitor, &job->names, job->private_directory, job->session_lock_fd);
+	monitor_remove_session_file(monitor, job, job->session_lock_fd);
 	monitor_sessions_remove(monitor->sessions, job->session);
 	answer_login(monitor, job->session, job->worker, job->user, status, reason);
 	if (status == LOGIN_PERMANENT || status == LOGIN_TEMPORARY)
@@ -119,10 +120,26 @@ verdict_user_allowed(const struct monitor *monitor, uint32_t uid)
 	return uid != 0 && (int64_t)uid > monitor->settings->block_uid;
 }
 
+/* What of the verdict lasts as long as the session. False when memory is exhausted. */
+static bool
+keep_account(const struct monitor *monitor, struct monitor_session *entry,
+    const struct message_verdict *verdict, const char *home)
+{
+	const struct settings *settings = monitor->settings;
+
+	entry->virtual_user = verdict->virtual_user != 0;
+	entry->server_mode = spool_server_mode(settings->server_mode, verdict->groups);
+	memcpy(entry->user, verdict->user, sizeof entry->user);
+	if (settings->home_dir_mail[0] == '\0' && !settings->home_dir_misc)
+		return true;
+	entry->home = strdup(home);
+	return entry->home != NULL;
+}
+
 /* Begin to open the maildrop of a session whose user was just verified. */
 static void
-begin_open(
-    struct monitor *monitor, const struct message_verdict *verdict, uint32_t uid, uint32_t gid)
+begin_open(struct monitor *monitor, const struct message_verdict *verdict, uint32_t uid,
+    uint32_t gid, const char *home)
 {
 	struct monitor_session *entry;
 	struct error error;
@@ -140,9 +157,9 @@ begin_open(
 	entry->uid = uid;
 	entry->gid = gid;
 	entry->state = SESSION_OPENING;
-	entry->virtual_user = verdict->virtual_user != 0;
-	memcpy(entry->user, verdict->user, sizeof entry->user);
-	job = monitor_job_new(monitor, JOB_OPEN, verdict->session, verdict->worker);
+	job = keep_account(monitor, entry, verdict, home)
+		  ? monitor_job_new(monitor, JOB_OPEN, verdict->session, verdict->worker)
+		  : NULL;
 	if (job == NULL) {
 		monitor_sessions_remove(monitor->sessions, verdict->session);
 		answer_login(monitor, verdict->session, verdict->worker, verdict->user,
@@ -153,8 +170,7 @@ begin_open(
 	job->gid = gid;
 	memcpy(job->user, verdict->user, sizeof job->user);
 	job->phase = JOB_LOCKING;
-	if (monitor_job_names(monitor, job, entry->virtual_user, &error) == -1 ||
-	    (!job->private_directory && monitor_shared_directories(monitor, &error) == -1))
+	if (monitor_job_names(monitor, job, entry, &error) == -1)
 		monitor_job_failed(monitor, job, &error);
 }
 
@@ -163,6 +179,7 @@ monitor_verdict(struct monitor *monitor, const struct message_verdict *verdict, 
 {
 	uint32_t uid = verdict->uid;
 	uint32_t gid = verdict->gid;
+	const char *home = verdict->home;
 
 	if (verdict->verdict != VERDICT_ACCEPTED) {
 		answer_login(monitor, verdict->session, verdict->worker, verdict->user,
@@ -180,13 +197,14 @@ monitor_verdict(struct monitor *monitor, const struct message_verdict *verdict, 
 		}
 		uid = user->uid;
 		gid = user->gid;
+		home = user->home;
 	}
 	if (!verdict_user_allowed(monitor, uid) || !spool_user_name_valid(verdict->user)) {
 		answer_login(monitor, verdict->session, verdict->worker, verdict->user,
 		    LOGIN_REFUSED, "the uid is refused by block-uid, or the name is unusable");
 		return;
 	}
-	begin_open(monitor, verdict, uid, gid);
+	begin_open(monitor, verdict, uid, gid, home);
 }
 
 /* The agent has opened the maildrop: hand it on to the worker. */

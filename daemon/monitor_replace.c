@@ -78,17 +78,16 @@ make_replacement(struct monitor *monitor, struct job *job, struct error *error)
 	int result;
 
 	replacement_name(job, name);
-	if (spool_open(monitor->spool_directory_fd, job->names.spool, false, &exists, &spool_fd,
-		error) == -1)
+	if (spool_open(job->directory_fd, job->names.spool, false, &exists, &spool_fd, error) == -1)
 		return -1;
 	if (!exists)
 		return error_set(error, ERROR_CHANGED, "there is no spool");
-	if (unlinkat(monitor->spool_directory_fd, name, 0) == -1 && errno != ENOENT) {
+	if (unlinkat(job->directory_fd, name, 0) == -1 && errno != ENOENT) {
 		result = error_set_errno(error, errno, "cannot remove %s", name);
 		goto out;
 	}
-	job->replacement_fd = openat(monitor->spool_directory_fd, name,
-	    O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+	job->replacement_fd = openat(
+	    job->directory_fd, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
 	result = job->replacement_fd == -1 ? error_set_errno(error, errno, "cannot create %s", name)
 					   : make_alike(spool_fd, job->replacement_fd, error);
 	if (result == -1)
@@ -129,7 +128,7 @@ check_alike(int spool_fd, int fd, struct error *error)
 }
 
 int
-monitor_replacement_use(struct monitor *monitor, struct job *job, struct error *error)
+monitor_replacement_use(struct job *job, struct error *error)
 {
 	char name[REPLACEMENT_NAME_MAX];
 
@@ -138,12 +137,11 @@ monitor_replacement_use(struct monitor *monitor, struct job *job, struct error *
 		return error_set(error, ERROR_INTERNAL, "the agent has no new spool to use");
 	if (check_alike(job->spool_fd, job->replacement_fd, error) == -1)
 		return -1;
-	if (renameat(monitor->spool_directory_fd, name, monitor->spool_directory_fd,
-		job->names.spool) == -1)
+	if (renameat(job->directory_fd, name, job->directory_fd, job->names.spool) == -1)
 		return error_set_errno(error, errno, "cannot rename %s", name);
 	close(job->replacement_fd);
 	job->replacement_fd = -1;
-	if (fsync(monitor->spool_directory_fd) == -1)
+	if (fsync(job->directory_fd) == -1)
 		return error_set_errno(error, errno, "fsync of %s", job->names.directory);
 	return 0;
 }
@@ -156,7 +154,7 @@ monitor_replacement_drop(struct monitor *monitor, struct job *job)
 	if (job->replacement_fd == -1)
 		return;
 	replacement_name(job, name);
-	if (unlinkat(monitor->spool_directory_fd, name, 0) == -1 && errno != ENOENT)
+	if (unlinkat(job->directory_fd, name, 0) == -1 && errno != ENOENT)
 		log_write(monitor->log, LOG_LEVEL_WARNING, "cannot remove %s/%s: %m",
 		    job->names.directory, name);
 	close(job->replacement_fd);

@@ -42,6 +42,8 @@ monitor_sessions_free(struct monitor_sessions *sessions)
 {
 	if (sessions == NULL)
 		return;
+	for (size_t slot = 0; slot < sessions->slot_count; slot++)
+		free(sessions->slots[slot].home);
 	munmap(sessions->slots, sessions->slot_count * sizeof *sessions->slots);
 	free(sessions);
 }
@@ -111,6 +113,7 @@ monitor_sessions_remove(struct monitor_sessions *sessions, uint64_t session)
 
 	if (entry->session == 0)
 		return;
+	free(entry->home);
 	close_gap(sessions, (size_t)(entry - sessions->slots));
 	sessions->count--;
 }

@@ -1,14 +1,15 @@
 /*
  * What a monitor leaves when it is killed: dot-locks that bear its number, and journals in force.
  *
- * Each monitor holds a lock on state-dir/monitor.PID as long as it lives. A file whose lock is free
- * belongs to a dead one: its dot-locks in the spool directory are removed at once (nobody would
- * otherwise get at those maildrops until they are stale), and its journals are recovered. Dot-locks
- * of update agents that outlived their monitor stay: their journal's lock shows that they work.
+ * Each monitor holds a lock on state-dir/monitor.PID as long as it lives, and notes in that file
+ * where its dot-locks are. A file whose lock is free belongs to a dead one: the dot-locks that it
+ * names are removed at once (nobody would otherwise get at those maildrops until they are stale),
+ * and its journals are recovered. Dot-locks of update agents that outlived their monitor stay:
+ * their journal's lock shows that they work.
  */
 #include "config.h"
 
-#include "daemon/monitor.h"
+#include "daemon/monitor_jobs.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -21,12 +22,28 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "lib/store_io.h"
+
 #define MONITOR_FILE	 "monitor."
 #define LOCK_CONTENT_MAX 300
 #define MONITOR_NAME_MAX 32
 
 #define ANNOUNCE_TRIES		   100
 #define ANNOUNCE_PAUSE_NANOSECONDS 20000000L
+
+/* What our file says of one dot-lock, before it is made and until the job is over. */
+struct lock_note {
+	uint32_t in_use;
+	uint32_t shared;			 /* as in struct spool_names */
+	char directory[SPOOL_DIRECTORY_MAX + 1]; /* of the dot-lock */
+	char dot_lock[SPOOL_NAME_MAX + 1];
+};
+
+static uint32_t
+notes_in(const struct stat *status)
+{
+	return (uint32_t)((uint64_t)status->st_size / sizeof(struct lock_note));
+}
 
 /*
  * Create our file, or take the one of a dead monitor of the same number, and lock it. *taken_out is
@@ -39,10 +56,8 @@ try_to_announce(struct monitor *monitor, const char *name, bool *taken_out, stru
 	struct stat status;
 	int fd = openat(monitor->state_directory_fd, name, flags | O_EXCL, 0600);
 
-	if (fd == -1 && errno == EEXIST) {
-		monitor->number_reused = true;
+	if (fd == -1 && errno == EEXIST)
 		fd = openat(monitor->state_directory_fd, name, flags, 0600);
-	}
 	if (fd == -1)
 		return error_set_errno(
 		    error, errno, "cannot create %s/%s", monitor->settings->state_dir, name);
@@ -55,10 +70,12 @@ try_to_announce(struct monitor *monitor, const char *name, bool *taken_out, stru
 		close(fd);
 		return -1;
 	}
-	if (*taken_out)
+	if (*taken_out) {
 		monitor->self_fd = fd;
-	else
+		monitor->reused_notes = notes_in(&status);
+	} else {
 		close(fd);
+	}
 	return 0;
 }
 
@@ -80,6 +97,67 @@ monitor_announce(struct monitor *monitor, struct error *error)
 	return error_set(error, ERROR_LOCKED, "%s/%s is locked by another process",
 	    monitor->settings->state_dir, name);
 }
+
+/* ---- where our dot-locks are ---- */
+
+static off_t
+offset_of_note(uint32_t number)
+{
+	return (off_t)(number - 1) * (off_t)sizeof(struct lock_note);
+}
+
+/* The next number behind those in use: few at any time, so the file stays small. */
+static uint32_t
+free_note(const struct monitor *monitor)
+{
+	uint32_t highest = monitor->reused_notes;
+
+	for (const struct job *job = monitor->jobs; job != NULL; job = job->next)
+		if (job->lock_note > highest)
+			highest = job->lock_note;
+	return highest + 1;
+}
+
+static void
+write_note(struct monitor *monitor, uint32_t number, const struct lock_note *note)
+{
+	struct error error;
+
+	/* what it costs: a lock that we leave when we are killed stands until it is stale */
+	if (store_write(&store_io_system, monitor->self_fd, note, sizeof *note,
+		offset_of_note(number), "list of our dot-locks", &error) == -1)
+		log_write(monitor->log, LOG_LEVEL_WARNING, "%s", error.text);
+}
+
+void
+monitor_note_lock(struct monitor *monitor, struct job *job)
+{
+	struct lock_note note;
+
+	if (job->lock_note != 0)
+		return;
+	memset(&note, 0, sizeof note);
+	note.in_use = 1;
+	note.shared = job->names.directory_shared;
+	memcpy(note.directory, job->names.directory, sizeof note.directory);
+	memcpy(note.dot_lock, job->names.dot_lock, sizeof note.dot_lock);
+	job->lock_note = free_note(monitor);
+	write_note(monitor, job->lock_note, &note);
+}
+
+void
+monitor_forget_lock(struct monitor *monitor, struct job *job)
+{
+	struct lock_note note;
+
+	if (job->lock_note == 0)
+		return;
+	memset(&note, 0, sizeof note);
+	write_note(monitor, job->lock_note, &note);
+	job->lock_note = 0;
+}
+
+/* ---- what others have left ---- */
 
 /* Whether the dot-lock `name` was made by process `content` ("PID@HOST"). */
 static bool
@@ -113,52 +191,61 @@ lock_is_adopted(const struct monitor *monitor, const struct dot_lock *lock)
 	return false;
 }
 
+/* Whether a note is what a monitor writes, of a directory that is ours to work in. */
 static bool
-is_lock_name(const char *name)
+note_is_usable(const struct monitor *monitor, const struct lock_note *note)
 {
-	size_t length = strlen(name);
-
-	return length > 5 && strcmp(name + length - 5, ".lock") == 0;
+	return note->in_use == 1 && memchr(note->directory, '\0', sizeof note->directory) != NULL &&
+	       memchr(note->dot_lock, '\0', sizeof note->dot_lock) != NULL &&
+	       strchr(note->dot_lock, '/') == NULL && note->shared <= strlen(note->directory) &&
+	       monitor_in_spool_dir(monitor, note->directory, note->shared);
 }
 
-/* Remove the dot-locks that the dead monitor `pid` has left in the shared spool directory. */
 static void
-remove_locks(struct monitor *monitor, long pid)
+remove_noted_lock(struct monitor *monitor, const struct lock_note *note, const char *content)
+{
+	struct dot_lock lock;
+	struct error error;
+	int fd;
+
+	if (monitor_open_noted_directory(monitor, note->directory, note->shared, &fd, &error) ==
+	    -1) {
+		log_write(monitor->log, LOG_LEVEL_WARNING, "lock %s/%s of a monitor that died: %s",
+		    note->directory, note->dot_lock, error.text);
+		return;
+	}
+	if (lock_is_by(fd, note->dot_lock, content, &lock) && !lock_is_adopted(monitor, &lock) &&
+	    dot_lock_release(fd, note->dot_lock, &lock, &error) == 0)
+		log_write(monitor->log, LOG_LEVEL_NOTICE,
+		    "removed the lock %s/%s of a monitor that died", note->directory,
+		    note->dot_lock);
+	close(fd);
+}
+
+/* Remove the dot-locks that the dead monitor `pid` has noted in its file and left behind. */
+static void
+remove_locks(struct monitor *monitor, int file_fd, uint32_t notes, long pid)
 {
 	char content[LOCK_CONTENT_MAX];
 	char host[256] = "localhost";
-	struct dirent *entry;
-	DIR *directory;
-	int fd;
+	struct lock_note note;
 
 	gethostname(host, sizeof host - 1);
 	snprintf(content, sizeof content, "%ld@%s", pid, host);
-	fd = open(monitor->settings->spool_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	directory = fd == -1 ? NULL : fdopendir(fd);
-	if (directory == NULL) {
-		if (fd != -1)
-			close(fd);
-		return;
+	for (uint32_t number = 1; number <= notes; number++) {
+		if (pread(file_fd, &note, sizeof note, offset_of_note(number)) !=
+		    (ssize_t)sizeof note)
+			return;
+		if (note_is_usable(monitor, &note))
+			remove_noted_lock(monitor, &note, content);
 	}
-	while ((entry = readdir(directory)) != NULL) {
-		struct dot_lock lock;
-		struct error error;
-		if (!is_lock_name(entry->d_name) ||
-		    !lock_is_by(fd, entry->d_name, content, &lock) ||
-		    lock_is_adopted(monitor, &lock))
-			continue;
-		if (dot_lock_release(fd, entry->d_name, &lock, &error) == 0)
-			log_write(monitor->log, LOG_LEVEL_NOTICE,
-			    "removed the lock %s/%s of a monitor that died",
-			    monitor->settings->spool_dir, entry->d_name);
-	}
-	closedir(directory);
 }
 
 /* Look at one monitor.PID file; true if its monitor lives. */
 static bool
 sweep_monitor(struct monitor *monitor, const char *name)
 {
+	struct stat status;
 	char *end;
 	long pid = strtol(name + strlen(MONITOR_FILE), &end, 10);
 	int fd;
@@ -173,8 +260,8 @@ sweep_monitor(struct monitor *monitor, const char *name)
 		return true;
 	}
 	/* while an agent of his still works on a journal, its dot-lock must stay */
-	if (!monitor->journals.foreign) {
-		remove_locks(monitor, pid);
+	if (!monitor->journals.foreign && fstat(fd, &status) == 0) {
+		remove_locks(monitor, fd, notes_in(&status), pid);
 		unlinkat(monitor->state_directory_fd, name, 0);
 	}
 	close(fd);
@@ -197,9 +284,9 @@ monitor_sweep(struct monitor *monitor)
 
 	if (journal_pool_claim(&monitor->journals, found_journal, monitor, &error) == -1)
 		log_write(monitor->log, LOG_LEVEL_ERROR, "%s", error.text);
-	if (monitor->number_reused && !monitor->journals.foreign) {
-		remove_locks(monitor, (long)getpid());
-		monitor->number_reused = false;
+	if (monitor->reused_notes > 0 && !monitor->journals.foreign) {
+		remove_locks(monitor, monitor->self_fd, monitor->reused_notes, (long)getpid());
+		monitor->reused_notes = 0;
 	}
 	monitor->others_alive = false;
 	fd = openat(monitor->state_directory_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);

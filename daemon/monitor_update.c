@@ -45,8 +45,7 @@ monitor_update_failed(
 void
 monitor_update_end(struct monitor *monitor, struct job *job)
 {
-	monitor_remove_session_file(
-	    monitor, &job->names, job->private_directory, job->session_lock_fd);
+	monitor_remove_session_file(monitor, job, job->session_lock_fd);
 	if (job->session != 0)
 		monitor_sessions_remove(monitor->sessions, job->session);
 	monitor_job_finish(monitor, job);
@@ -71,6 +70,7 @@ monitor_assign_journal(struct monitor *monitor, struct job *job, struct error *e
 	owner.uid = job->uid;
 	owner.gid = job->gid;
 	owner.private_directory = job->private_directory;
+	owner.private_session = job->private_session;
 	owner.dot_lock = job->dot_lock;
 	owner.names = job->names;
 	snprintf(owner.user, sizeof owner.user, "%s", job->user);
@@ -101,14 +101,14 @@ lock_again(struct monitor *monitor, struct job *job)
 
 /* The agent has written a new spool, which takes the place of the old one now, or not at all. */
 static void
-finish_replacement(struct monitor *monitor, struct job *job, struct message_update_result *result)
+finish_replacement(struct job *job, struct message_update_result *result)
 {
 	struct error error;
 
 	if (result->recovery != RECOVERY_RENAME)
 		return;
 	result->recovery = RECOVERY_NONE;
-	if (monitor_replacement_use(monitor, job, &error) == 0)
+	if (monitor_replacement_use(job, &error) == 0)
 		return;
 	result->status = UPDATE_TEMPORARY;
 	result->deleted = 0;
@@ -127,9 +127,12 @@ monitor_update_finished(
 	if (result->status == UPDATE_LOCKED && lock_again(monitor, job))
 		return;
 	job->agent_finished = true;
-	finish_replacement(monitor, job, result);
+	finish_replacement(job, result);
 	if (result->status != UPDATE_DONE)
 		log_write(monitor->log, LOG_LEVEL_ERROR, "update of %s (%s/%s): %s", job->user,
+		    job->names.directory, job->names.spool, result->reason);
+	else if (result->reason[0] != '\0')
+		log_write(monitor->log, LOG_LEVEL_WARNING, "update of %s (%s/%s): %s", job->user,
 		    job->names.directory, job->names.spool, result->reason);
 	else if (job->recover || job->kind == JOB_RECOVER)
 		log_write(monitor->log, LOG_LEVEL_NOTICE,
@@ -177,25 +180,39 @@ monitor_begin_recovery(struct monitor *monitor, struct job *job)
 		monitor_defer_recovery(monitor, job, "several agents have failed");
 }
 
+/* The session has ended without an update: nothing of it stays. */
+static void
+end_session_file(struct monitor *monitor, const struct monitor_session *entry, int lock_fd)
+{
+	struct job places; /* of no list: only for names and directories */
+	struct error error;
+
+	memset(&places, 0, sizeof places);
+	places.kind = JOB_UPDATE;
+	places.uid = entry->uid;
+	places.directory_fd = places.temp_directory_fd = -1;
+	memcpy(places.user, entry->user, sizeof places.user);
+	if (monitor_job_names(monitor, &places, entry, &error) == 0 &&
+	    monitor_job_places(monitor, &places, &error) == 0)
+		monitor_remove_session_file(monitor, &places, lock_fd);
+	else
+		log_write(monitor->log, LOG_LEVEL_WARNING, "session file of %s: %s", entry->user,
+		    error.text);
+	monitor_job_close_places(&places);
+}
+
 bool
 monitor_session_end(struct monitor *monitor, uint32_t worker, struct message *message)
 {
 	uint64_t session = message->payload.session.session;
 	struct monitor_session *entry = monitor_sessions_find(monitor->sessions, session, worker);
-	struct job names_of; /* only for the names */
-	struct error error;
 
 	if (entry == NULL)
 		return true; /* ended by us meanwhile */
 	if (entry->state != SESSION_OPEN)
 		return entry->state == SESSION_OPENING;
-	if (message->fd_count == 1) {
-		memset(&names_of, 0, sizeof names_of);
-		memcpy(names_of.user, entry->user, sizeof names_of.user);
-		if (monitor_job_names(monitor, &names_of, entry->virtual_user, &error) == 0)
-			monitor_remove_session_file(
-			    monitor, &names_of.names, names_of.private_directory, message->fds[0]);
-	}
+	if (message->fd_count == 1)
+		end_session_file(monitor, entry, message->fds[0]);
 	monitor_sessions_remove(monitor->sessions, session);
 	return true;
 }
@@ -219,12 +236,12 @@ keep_deletions(struct job *job, struct message *message, struct error *error)
 
 /* The descriptor that the worker hands back must be the session lock of its own user. */
 static int
-check_session_lock(struct monitor *monitor, const struct job *job, struct error *error)
+check_session_lock(const struct job *job, struct error *error)
 {
-	if (job->private_directory)
+	if (job->private_session)
 		return 0; /* what it is worth is the owner's own affair */
 	return session_lock_check(
-	    monitor->temp_directory_fd, job->names.session, job->session_lock_fd, error);
+	    job->temp_directory_fd, job->names.session, job->session_lock_fd, error);
 }
 
 bool
@@ -246,21 +263,21 @@ monitor_update(struct monitor *monitor, uint32_t worker, struct message *message
 	memcpy(job->user, entry->user, sizeof job->user);
 	job->session_lock_fd = message_take_fd(message, 0);
 	job->phase = JOB_LOCKING;
-	if (monitor_job_names(monitor, job, entry->virtual_user, &error) == -1 ||
-	    keep_deletions(job, message, &error) == -1 ||
-	    check_session_lock(monitor, job, &error) == -1)
+	if (monitor_job_names(monitor, job, entry, &error) == -1 ||
+	    monitor_job_places(monitor, job, &error) == -1 ||
+	    keep_deletions(job, message, &error) == -1 || check_session_lock(job, &error) == -1)
 		monitor_job_failed(monitor, job, &error);
 	return true;
 }
 
 void
-monitor_adopt_dot_lock(struct monitor *monitor, struct job *job)
+monitor_adopt_dot_lock(struct job *job)
 {
 	struct error error;
 
 	job->dot_locked =
-	    job->dot_lock.inode != 0 && dot_lock_refresh(monitor->spool_directory_fd,
-					    job->names.dot_lock, &job->dot_lock, &error) == 0;
+	    job->dot_lock.inode != 0 &&
+	    dot_lock_refresh(job->directory_fd, job->names.dot_lock, &job->dot_lock, &error) == 0;
 }
 
 /* The file of that name in another directory is not the one that was being rewritten. */
@@ -269,12 +286,13 @@ belongs_here(
     struct monitor *monitor, const struct journal_slot *slot, const struct journal_owner *owner)
 {
 	if (owner->private_directory ||
-	    monitor_is_shared_directory(monitor, owner->names.directory))
+	    monitor_in_spool_dir(monitor, owner->names.directory, owner->names.directory_shared))
 		return true;
 	log_write(monitor->log, LOG_LEVEL_ERROR,
-	    "journal %u holds an interrupted update of %s/%s: it is recovered when spool-dir is %s "
-	    "again",
-	    slot->number, owner->names.directory, owner->names.spool, owner->names.directory);
+	    "journal %u holds an interrupted update of %s/%s: it is recovered when spool-dir is "
+	    "%.*s again",
+	    slot->number, owner->names.directory, owner->names.spool,
+	    (int)owner->names.directory_shared, owner->names.directory);
 	return false;
 }
 
@@ -295,16 +313,15 @@ monitor_recover(
 	job->uid = owner->uid;
 	job->gid = owner->gid;
 	job->private_directory = owner->private_directory;
+	job->private_session = owner->private_session;
 	job->names = owner->names;
 	memcpy(job->user, owner->user, sizeof job->user);
 	job->dot_lock = owner->dot_lock;
 	job->phase = JOB_LOCKING;
 	log_write(monitor->log, LOG_LEVEL_NOTICE, "recovering the update of %s (%s/%s)", job->user,
 	    job->names.directory, job->names.spool);
-	if (job->private_directory)
-		return;
-	if (monitor_shared_directories(monitor, &error) == -1)
+	if (monitor_job_places(monitor, job, &error) == -1)
 		monitor_defer_recovery(monitor, job, error.text);
-	else
-		monitor_adopt_dot_lock(monitor, job);
+	else if (!job->private_directory)
+		monitor_adopt_dot_lock(job);
 }

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "daemon/sandbox.h"
+#include "lib/spool_place.h"
 
 #define LOCK_POLL_NANOSECONDS  50000000L /* between tries for a lock */
 #define DOT_LOCKED_PATIENCE_MS 200	 /* for the kernel locks, while a dot-lock is held */
@@ -65,6 +66,17 @@ user_agent_lock_spool(
 	}
 }
 
+/* Qpopper's number before the text, for who looks it up (reference 11.3). */
+static int
+number_error(enum maillock_error maillock, struct error *error)
+{
+	const struct error plain = *error;
+
+	error_set(error, plain.code, "maillock error %d: %.220s", maillock, plain.text);
+	error->system_errno = plain.system_errno;
+	return -1;
+}
+
 int
 user_agent_dot_lock(const struct user_agent *agent, int directory_fd, struct dot_lock *lock_out,
     struct error *error)
@@ -83,7 +95,7 @@ user_agent_dot_lock(const struct user_agent *agent, int directory_fd, struct dot
 			agent->settings->no_atomic_open, lock_out, &stale, &maillock, error) == 0)
 			return 0;
 		if (error->code != ERROR_LOCKED || now_ms() >= deadline)
-			return -1;
+			return number_error(maillock, error);
 		pause_before_retry();
 	}
 }
@@ -124,7 +136,7 @@ user_agent_directory(const struct user_agent *agent, int *fd_out, struct error *
 		*fd_out = agent->directory_fd;
 		return 0;
 	}
-	return spool_open_directory(agent->names->directory, fd_out, error);
+	return spool_open_private(agent->names->directory, agent->uid, fd_out, error);
 }
 
 /* Everything of the monitor goes, but what this agent was given. */

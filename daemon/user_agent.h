@@ -31,7 +31,8 @@ struct user_agent {
 	bool privileged; /* become uid and gid first */
 	uid_t uid;
 	gid_t gid;
-	bool private_directory; /* take session lock and dot-lock ourselves */
+	bool private_directory; /* open the spool's directory and take the dot-lock ourselves */
+	bool private_session;	/* take the session lock ourselves */
 	const struct spool_names *names;
 	struct dot_lock
 	    dot_lock;	     /* recovery in a private directory: the one to adopt; inode 0: none */

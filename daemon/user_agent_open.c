@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "lib/mbox.h"
+#include "lib/spool_place.h"
 #include "lib/store_io.h"
 
 #define LOOK_ATTEMPTS 20 /* while the spool changes under us */
@@ -50,7 +51,7 @@ take_session_lock(const struct user_agent *agent, struct opened *opened, struct 
 	int temp_fd;
 	int result;
 
-	if (spool_open_directory(agent->names->temp_directory, &temp_fd, error) == -1)
+	if (spool_open_private(agent->names->temp_directory, agent->uid, &temp_fd, error) == -1)
 		return -1;
 	result = session_lock_try(
 	    temp_fd, agent->names->session, (uid_t)-1, (gid_t)-1, &opened->session_lock_fd, error);
@@ -134,8 +135,8 @@ index_spool(const struct user_agent *agent, struct opened *opened, struct error 
 	enum spool_filesystem filesystem;
 	bool exists;
 
-	if (spool_open(opened->directory_fd, agent->names->spool, false, &exists, &opened->spool_fd,
-		error) == -1)
+	if (spool_open_as_owner(opened->directory_fd, agent->names->spool, agent->uid, false,
+		&exists, &opened->spool_fd, error) == -1)
 		return -1;
 	if (!exists)
 		return 0;
@@ -250,7 +251,7 @@ open_maildrop(const struct user_agent *agent, struct opened *opened, struct erro
 {
 	if (user_agent_directory(agent, &opened->directory_fd, error) == -1)
 		return -1;
-	if (agent->private_directory && take_session_lock(agent, opened, error) == -1)
+	if (agent->private_session && take_session_lock(agent, opened, error) == -1)
 		return -1;
 	return index_spool(agent, opened, error);
 }

@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "lib/expunge.h"
+#include "lib/lock_keep.h"
 #include "lib/mbox.h"
 #include "lib/store_io.h"
 #include "lib/uidl_set.h"
@@ -37,6 +38,8 @@ struct update {
 	int spool_fd;
 	struct dot_lock dot_lock;
 	bool dot_locked;
+	const struct store_io *io; /* where the dot-lock is ours, it is kept fresh by this */
+	struct lock_keeper keeper;
 };
 
 static enum update_status
@@ -45,11 +48,16 @@ status_of(const struct error *error)
 	return error->code == ERROR_LOCKED ? UPDATE_LOCKED : UPDATE_TEMPORARY;
 }
 
+/* Behind what there was to tell before: a lock that was lost, for example. */
 static void
 fail(struct message_update_result *result, const struct error *error)
 {
+	char text[sizeof result->reason + sizeof error->text + 2];
+
 	result->status = status_of(error);
-	message_text(result->reason, sizeof result->reason, error->text);
+	snprintf(text, sizeof text, "%s%s%s", result->reason, result->reason[0] != '\0' ? "; " : "",
+	    error->text);
+	message_text(result->reason, sizeof result->reason, text);
 }
 
 /* The deletion list as it came: inline, or in a memfd whose size must be what was announced. */
@@ -162,8 +170,8 @@ lock_spool(struct update *update, bool *exists_out, struct error *error)
 	struct message_agent_locked locked;
 	enum spool_filesystem filesystem;
 
-	if (spool_open(update->directory_fd, agent->names->spool, true, exists_out,
-		&update->spool_fd, error) == -1)
+	if (spool_open_as_owner(update->directory_fd, agent->names->spool, agent->uid, true,
+		exists_out, &update->spool_fd, error) == -1)
 		return -1;
 	if (!*exists_out)
 		return 0;
@@ -183,17 +191,37 @@ lock_spool(struct update *update, bool *exists_out, struct error *error)
 	    agent->channel, MESSAGE_AGENT_LOCKED, &locked, NULL, 0, &update->spool_fd, 1, error);
 }
 
+/* The dot-lock is ours: it must not grow stale while we work. */
+static void
+keep_dot_lock(struct update *update)
+{
+	update->dot_locked = true;
+	lock_keeper_start(&update->keeper, &store_io_system, update->directory_fd,
+	    update->agent->names->dot_lock, &update->dot_lock, DOT_LOCK_REFRESH_SECONDS);
+	update->io = &update->keeper.io;
+}
+
+/* The first reason is the one that is logged. */
+static void
+tell_lost(struct update *update, const struct error *error)
+{
+	if (update->result.reason[0] == '\0')
+		snprintf(update->result.reason, sizeof update->result.reason,
+		    "maillock error %d: %.150s", MAILLOCK_LOST, error->text);
+}
+
 /* Our own dot-lock goes only when nothing is left to recover. */
 static void
 release_dot_lock(struct update *update)
 {
 	struct error error;
 
+	if (update->dot_locked && update->keeper.lost)
+		tell_lost(update, &update->keeper.loss);
 	if (update->dot_locked && update->result.recovery != RECOVERY_PENDING &&
 	    dot_lock_release(update->directory_fd, update->agent->names->dot_lock,
-		&update->dot_lock, &error) == -1 &&
-	    update->result.reason[0] == '\0')
-		message_text(update->result.reason, sizeof update->result.reason, error.text);
+		&update->dot_lock, &error) == -1)
+		tell_lost(update, &error);
 	update->dot_locked = false;
 }
 
@@ -206,7 +234,7 @@ try_locks(struct update *update, bool *exists_out, struct error *error)
 		if (user_agent_dot_lock(agent, update->directory_fd, &update->dot_lock, error) ==
 		    -1)
 			return -1;
-		update->dot_locked = true;
+		keep_dot_lock(update);
 	}
 	return lock_spool(update, exists_out, error);
 }
@@ -296,14 +324,14 @@ expunge(struct update *update, struct error *error)
 
 	if (expunge_probe(update->spool_fd, update->agent->settings->filler, &abilities, error) ==
 		-1 ||
-	    expunge_plan_make(
-		&update->indexed.table, update->deleted, &abilities, &plan, error) == -1)
+	    expunge_plan_make(&update->indexed.table, update->deleted, &abilities, &plan, error) ==
+		-1)
 		return -1;
 	if (replace_spool(update, &plan)) {
 		result = 0;
 	} else if (make_durable(update, error) == 0) {
-		result = expunge_apply(&store_io_system, update->spool_fd,
-		    update->agent->journal_fd, &plan, &pending, error);
+		result = expunge_apply(update->io, update->spool_fd, update->agent->journal_fd,
+		    &plan, &pending, error);
 		update->result.recovery = pending ? RECOVERY_PENDING : RECOVERY_NONE;
 		if (result == 0)
 			remember_survivors(update, &plan);
@@ -382,6 +410,7 @@ user_agent_update(struct user_agent *agent)
 	update.agent = agent;
 	update.result.session = agent->session;
 	update.directory_fd = update.spool_fd = -1;
+	update.io = &store_io_system;
 	if (apply(&update, &error) == -1) {
 		update.result.deleted = 0;
 		update.result.deleted_octets = 0;
@@ -439,11 +468,12 @@ recover(struct update *update, struct error *error)
 		return -1;
 	} else if (agent->private_directory) {
 		update->dot_lock = agent->dot_lock;
-		update->dot_locked = update->dot_lock.inode != 0;
+		if (update->dot_lock.inode != 0)
+			keep_dot_lock(update);
 	}
 	if (exists) {
-		if (expunge_recover(&store_io_system, update->spool_fd, agent->journal_fd,
-			&recovery, error) == -1)
+		if (expunge_recover(
+			update->io, update->spool_fd, agent->journal_fd, &recovery, error) == -1)
 			return -1;
 	} else {
 		if (expunge_journal_pending(&store_io_system, agent->journal_fd, &pending, error) ==
@@ -466,6 +496,7 @@ user_agent_recover(struct user_agent *agent)
 	update.agent = agent;
 	update.result.session = agent->session;
 	update.directory_fd = -1;
+	update.io = &store_io_system;
 	update.spool_fd = agent->spool_fd;
 	if (recover(&update, &error) == -1) {
 		fail(&update.result, &error);

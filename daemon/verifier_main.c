@@ -54,6 +54,7 @@ struct verifier {
 	struct source master;
 	struct source_list workers, pending;
 	struct passwd_file *users;
+	gid_t groups[2];       /* of group-server-mode and group-no-server-mode; (gid_t)-1: none */
 	const char *file_name; /* last component of the passwd-file: found from the directory */
 	int64_t next_look;     /* seconds; at the file's status */
 	struct crypt_data *work;
@@ -151,6 +152,14 @@ dummy_hash(const struct verifier *verifier, const struct passwd_file_user *user)
 	return rest[0] == '$' ? rest : verifier->dummy;
 }
 
+/* Virtual users stand in no group of the system: their gid alone counts. */
+static uint32_t
+groups_of(const struct verifier *verifier, gid_t gid)
+{
+	return (gid == verifier->groups[0] ? SPOOL_GROUP_SERVER_MODE : 0) |
+	       (gid == verifier->groups[1] ? SPOOL_GROUP_NO_SERVER_MODE : 0);
+}
+
 static void
 judge(const struct verifier *verifier, const struct passwd_file_user *user, bool matches,
     struct message_verdict *verdict)
@@ -167,6 +176,9 @@ judge(const struct verifier *verifier, const struct passwd_file_user *user, bool
 		auth_verdict_change(verdict, VERDICT_ACCEPTED, "");
 		verdict->uid = user->uid;
 		verdict->gid = user->gid;
+		verdict->groups = groups_of(verifier, user->gid);
+		if (spool_home_valid(user->home))
+			memcpy(verdict->home, user->home, strlen(user->home));
 	}
 }
 
@@ -409,6 +421,20 @@ allocate(struct verifier *verifier, struct error *error)
 	return watch(verifier, &verifier->master, error);
 }
 
+/* Before the sandbox: it leaves no way to the group database. */
+static void
+look_up_groups(struct verifier *verifier)
+{
+	const char *names[] = { verifier->settings->group_server_mode,
+		verifier->settings->group_no_server_mode };
+
+	for (unsigned i = 0; i < sizeof names / sizeof names[0]; i++)
+		if (names[i][0] == '\0' ||
+		    auth_group_id(names[i], &verifier->groups[i]) != AUTH_GROUP_FOUND)
+			verifier->groups[i] = (gid_t)-1;
+	auth_groups_warn(verifier->settings, verifier->log);
+}
+
 static int
 set_up(struct verifier *verifier, struct error *error)
 {
@@ -421,6 +447,7 @@ set_up(struct verifier *verifier, struct error *error)
 		return error_set(error, ERROR_INTERNAL, "no passwd-file to verify with");
 	verifier->file_name = slash + 1;
 	verifier->privileged = sandbox_privileged();
+	look_up_groups(verifier);
 	if (confine(verifier, &layers, error) != 0 || load_users(verifier, error) != 0 ||
 	    allocate(verifier, error) != 0 ||
 	    sandbox_filter(

@@ -17,7 +17,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "lib/spool.h"
+#include "lib/spool_place.h"
 
 #define FILE_SIZE_MAX	((size_t)64 * 1024 * 1024)
 #define HASH_LENGTH_MAX 383 /* crypt(5): CRYPT_OUTPUT_SIZE without the NUL */
@@ -216,10 +216,12 @@ parse_hash(const struct loading *loading, const char *text, struct passwd_file_u
 static int
 check_maildrop(const struct loading *loading, const char *maildrop)
 {
+	const struct spool_rules rules = { "/", "", ".%s.pop", "", false, 0 };
+	const struct spool_account account = { "user", "", maildrop };
 	struct spool_names names;
 	struct error reason;
 
-	if (spool_names_make("/", maildrop, "", ".%s.pop", "user", &names, &reason) == 0)
+	if (spool_names_make(&rules, &account, &names, &reason) == 0)
 		return 0;
 	return wrong(loading, reason.text, "");
 }
@@ -251,6 +253,7 @@ parse_user(const struct loading *loading, char *fields[FIELD_COUNT], struct pass
 	if (!spool_user_name_valid(fields[0]))
 		return wrong(loading, "not a valid user name: ", fields[0]);
 	user->name = keep_string(loading->file, fields[0]);
+	user->home = fields[5][0] == '\0' ? "" : keep_string(loading->file, fields[5]);
 	if (parse_hash(loading, fields[1], user) == -1 ||
 	    parse_id(loading, fields[2], "uid", loading->default_uid, &user->uid) == -1 ||
 	    parse_id(loading, fields[3], "gid", loading->default_gid, &user->gid) == -1)

@@ -7,9 +7,9 @@
  * ("{SHA512-CRYPT}", "{SHA256-CRYPT}", "{BLF-CRYPT}", "{MD5-CRYPT}") in front; "!" or "*" at its
  * start locks the account and an empty one never matches. uid and gid may be empty in an
  * unprivileged run (then they are those of the process). fields: blank-separated, of which
- * "maildrop=PATH" names the spool (absolute; default spool-dir/name); other words are those of
- * Dovecot and ignored. Fields that are missing at the end of a line are empty. Empty lines and
- * lines that begin with "#" are skipped.
+ * "maildrop=PATH" names the spool (absolute; default: where the settings say); other words are
+ * those of Dovecot and ignored. Fields that are missing at the end of a line are empty. Empty lines
+ * and lines that begin with "#" are skipped.
  */
 #ifndef QPOPPER_LIB_PASSWD_FILE_H
 #define QPOPPER_LIB_PASSWD_FILE_H
@@ -24,7 +24,8 @@
 struct passwd_file_user {
 	const char *name;
 	const char *hash;     /* NULL in a file loaded without hashes */
-	const char *maildrop; /* "" for spool-dir/name */
+	const char *home;     /* as it stands there, perhaps of no use (spool_home_valid) */
+	const char *maildrop; /* "" for where the settings say */
 	uid_t uid;
 	gid_t gid;
 };

@@ -1,7 +1,6 @@
 /*
- * Where a maildrop lives and how it is opened safely. Run by monitor, user agents and tools. User
- * names come from the account database, paths from the configuration; what stands in the spool
- * directory may be anybody's: links, FIFOs, devices.
+ * How a spool is opened safely, and what it is. Run by monitor, user agents and tools. What stands
+ * in the spool directory may be anybody's: links, FIFOs, devices.
  */
 #include "config.h"
 
@@ -9,13 +8,14 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
+#include <limits.h>
+#include <linux/openat2.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
-#define DOT_LOCK_SUFFIX ".lock"
-#define CLOCK_TICKS	2 /* a change within so many may not show in the identity */
+#define CLOCK_TICKS 2 /* a change within so many may not show in the identity */
 
 bool
 spool_user_name_valid(const char *name)
@@ -31,147 +31,6 @@ spool_user_name_valid(const char *name)
 			return false;
 	}
 	return true;
-}
-
-/* ---- names ---- */
-
-static bool
-is_dots(const char *component, size_t length)
-{
-	return (length == 1 && component[0] == '.') ||
-	       (length == 2 && component[0] == '.' && component[1] == '.');
-}
-
-static bool
-has_dots_component(const char *path)
-{
-	size_t length;
-
-	for (; *path != '\0'; path += length) {
-		path += strspn(path, "/");
-		length = strcspn(path, "/");
-		if (is_dots(path, length))
-			return true;
-	}
-	return false;
-}
-
-static int
-check_path(const char *path, const char *what, struct error *error)
-{
-	if (path[0] != '/')
-		return error_set(
-		    error, ERROR_FORMAT, "%s \"%s\" is not an absolute path", what, path);
-	if (has_dots_component(path))
-		return error_set(
-		    error, ERROR_DENIED, "%s \"%s\" contains \".\" or \"..\"", what, path);
-	return 0;
-}
-
-/* The first length bytes of path without slashes at their end, "/" for the root. */
-static int
-put_directory(char *out, const char *path, size_t length, struct error *error)
-{
-	while (length > 1 && path[length - 1] == '/')
-		length--;
-	if (length > SPOOL_DIRECTORY_MAX)
-		return error_set(error, ERROR_LIMIT,
-		    "directory of more than %d bytes: \"%.100s...\"", SPOOL_DIRECTORY_MAX, path);
-	memcpy(out, path, length);
-	out[length] = '\0';
-	return 0;
-}
-
-static int
-put_spool_name(struct spool_names *names, const char *file, struct error *error)
-{
-	const size_t suffix = sizeof DOT_LOCK_SUFFIX - 1;
-	size_t length = strlen(file);
-
-	if (length == 0)
-		return error_set(error, ERROR_FORMAT, "maildrop path has no file name");
-	if (length > SPOOL_NAME_MAX - suffix)
-		return error_set(error, ERROR_LIMIT,
-		    "maildrop name of more than %zu bytes: \"%.100s...\"", SPOOL_NAME_MAX - suffix,
-		    file);
-	/* It would be the dot-lock of another maildrop, and removed when it looks stale. */
-	if (length >= suffix && strcmp(file + length - suffix, DOT_LOCK_SUFFIX) == 0)
-		return error_set(
-		    error, ERROR_DENIED, "maildrop name \"%s\" is that of a dot-lock", file);
-	memcpy(names->spool, file, length + 1);
-	memcpy(names->dot_lock, file, length);
-	memcpy(names->dot_lock + length, DOT_LOCK_SUFFIX, suffix + 1);
-	return 0;
-}
-
-static int
-place_spool(struct spool_names *names, const char *spool_directory, const char *maildrop,
-    const char *user, struct error *error)
-{
-	const char *slash;
-
-	if (maildrop[0] == '\0') {
-		if (check_path(spool_directory, "spool directory", error) == -1 ||
-		    put_directory(
-			names->directory, spool_directory, strlen(spool_directory), error) == -1)
-			return -1;
-		return put_spool_name(names, user, error);
-	}
-	if (check_path(maildrop, "maildrop", error) == -1)
-		return -1;
-	slash = strrchr(maildrop, '/');
-	if (put_directory(names->directory, maildrop,
-		slash == maildrop ? 1 : (size_t)(slash - maildrop), error) == -1)
-		return -1;
-	return put_spool_name(names, slash + 1, error);
-}
-
-static int
-put_session_name(
-    struct spool_names *names, const char *pattern, const char *user, struct error *error)
-{
-	const char *percent = strchr(pattern, '%');
-	int length;
-
-	if (percent == NULL || percent[1] != 's' || strchr(percent + 2, '%') != NULL ||
-	    strchr(pattern, '/') != NULL)
-		return error_set(error, ERROR_FORMAT,
-		    "temp-name \"%s\" is not a file name with \"%%s\" exactly once", pattern);
-	length = snprintf(names->session, sizeof names->session, "%.*s%s%s",
-	    (int)(percent - pattern), pattern, user, percent + 2);
-	if (length < 0 || (size_t)length >= sizeof names->session)
-		return error_set(
-		    error, ERROR_LIMIT, "session file name of more than %d bytes", SPOOL_NAME_MAX);
-	return 0;
-}
-
-static int
-place_session(struct spool_names *names, const char *temp_directory, const char *temp_name,
-    const char *user, struct error *error)
-{
-	if (temp_directory[0] == '\0')
-		temp_directory = names->directory;
-	if (check_path(temp_directory, "temp directory", error) == -1 ||
-	    put_directory(names->temp_directory, temp_directory, strlen(temp_directory), error) ==
-		-1)
-		return -1;
-	return put_session_name(names, temp_name, user, error);
-}
-
-int
-spool_names_make(const char *spool_directory, const char *maildrop, const char *temp_directory,
-    const char *temp_name, const char *user, struct spool_names *names_out, struct error *error)
-{
-	if (!spool_user_name_valid(user))
-		return error_set(error, ERROR_DENIED, "user name cannot become a file name");
-	if (place_spool(names_out, spool_directory, maildrop, user, error) == -1 ||
-	    place_session(names_out, temp_directory, temp_name, user, error) == -1)
-		return -1;
-	if (strcmp(names_out->session, names_out->spool) == 0 ||
-	    strcmp(names_out->session, names_out->dot_lock) == 0)
-		return error_set(error, ERROR_DENIED,
-		    "temp-name \"%s\" makes the session file the maildrop or its lock", temp_name);
-	return 0;
 }
 
 /* ---- identity ---- */
@@ -266,15 +125,29 @@ not_regular(const char *name, mode_t mode, struct error *error)
 	    error, ERROR_DENIED, "spool %s is %s, not a regular file", name, kind_of(mode));
 }
 
-/* O_NOATIME is refused to those who do not own the file. */
+/*
+ * O_NOATIME is refused to those who do not own the file. /proc has "magic" links that lead to what
+ * a process has open, whatever their text says: of no use here, and followed nowhere.
+ */
 static int
 open_quietly(int directory_fd, const char *name, int access)
 {
-	const int flags = access | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC;
-	int fd = openat(directory_fd, name, flags | O_NOATIME);
+	struct open_how how = {
+		.flags = (uint64_t)(access | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC),
+		.resolve = RESOLVE_NO_MAGICLINKS,
+	};
+	int fd;
 
-	if (fd == -1 && errno == EPERM)
-		fd = openat(directory_fd, name, flags);
+	if (strchr(name, '/') == NULL) {
+		fd = openat(directory_fd, name, (int)how.flags | O_NOATIME);
+		return fd == -1 && errno == EPERM ? openat(directory_fd, name, (int)how.flags) : fd;
+	}
+	how.flags |= O_NOATIME;
+	fd = (int)syscall(SYS_openat2, directory_fd, name, &how, sizeof how);
+	if (fd == -1 && errno == EPERM) {
+		how.flags &= ~(uint64_t)O_NOATIME;
+		fd = (int)syscall(SYS_openat2, directory_fd, name, &how, sizeof how);
+	}
 	return fd;
 }
 
@@ -292,6 +165,9 @@ explain_open(int directory_fd, const char *name, struct error *error)
 		if (fstatat(directory_fd, name, &status, AT_SYMLINK_NOFOLLOW) == 0 &&
 		    !S_ISREG(status.st_mode))
 			return not_regular(name, status.st_mode, error);
+		if (open_errno == ELOOP)
+			return error_set(error, ERROR_DENIED,
+			    "spool %s is behind a symbolic link that is not followed", name);
 		break;
 	case EWOULDBLOCK:
 		return error_set(
@@ -303,7 +179,7 @@ explain_open(int directory_fd, const char *name, struct error *error)
 }
 
 static int
-check_opened(int fd, const char *name, struct error *error)
+check_opened(int fd, const char *name, uid_t uid, struct error *error)
 {
 	struct stat status;
 
@@ -316,6 +192,31 @@ check_opened(int fd, const char *name, struct error *error)
 	if (status.st_nlink != 1)
 		return error_set(error, ERROR_DENIED, "spool %s has %ju links", name,
 		    (uintmax_t)status.st_nlink);
+	if (uid != (uid_t)-1 && status.st_uid != uid)
+		return error_set(error, ERROR_DENIED,
+		    "spool %s belongs to uid %u and not to its user, uid %u: chown it", name,
+		    (unsigned)status.st_uid, (unsigned)uid);
+	return 0;
+}
+
+/* What openat came to: a spool, none, or an error that errno tells. */
+static int
+accept_opened(int directory_fd, const char *name, uid_t uid, int fd, bool *exists_out, int *fd_out,
+    struct error *error)
+{
+	if (fd == -1 && errno == ENOENT) {
+		*exists_out = false;
+		*fd_out = -1;
+		return 0;
+	}
+	if (fd == -1)
+		return explain_open(directory_fd, name, error);
+	if (check_opened(fd, name, uid, error) == -1) {
+		close(fd);
+		return -1;
+	}
+	*exists_out = true;
+	*fd_out = fd;
 	return 0;
 }
 
@@ -325,20 +226,58 @@ spool_open(int directory_fd, const char *name, bool writable, bool *exists_out, 
 {
 	int fd = open_quietly(directory_fd, name, writable ? O_RDWR : O_RDONLY);
 
-	if (fd == -1 && errno == ENOENT) {
-		*exists_out = false;
-		*fd_out = -1;
-		return 0;
+	return accept_opened(directory_fd, name, (uid_t)-1, fd, exists_out, fd_out, error);
+}
+
+/*
+ * The text of the symbolic link `name`, if it may be followed. Owner and text are those of one and
+ * the same link, however often the name is exchanged meanwhile.
+ */
+static int
+read_link(
+    int directory_fd, const char *name, uid_t uid, char *text_out, size_t size, struct error *error)
+{
+	struct stat status;
+	ssize_t length;
+	int result = -1;
+	int fd = openat(directory_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+
+	if (fd == -1 || fstat(fd, &status) == -1) {
+		error_set_errno(error, errno, "examining spool %s", name);
+	} else if (!S_ISLNK(status.st_mode)) {
+		error_set(error, ERROR_CHANGED, "spool %s was replaced meanwhile", name);
+	} else if (status.st_uid != 0 && status.st_uid != uid) {
+		error_set(error, ERROR_DENIED,
+		    "spool %s is a symbolic link that belongs to uid %u: only links of root and of "
+		    "the user are followed",
+		    name, (unsigned)status.st_uid);
+	} else if ((length = readlinkat(fd, "", text_out, size - 1)) == -1 ||
+		   (size_t)length == size - 1) {
+		error_set(
+		    error, ERROR_LIMIT, "symbolic link %s cannot be read, or is too long", name);
+	} else {
+		text_out[length] = '\0';
+		result = 0;
 	}
-	if (fd == -1)
-		return explain_open(directory_fd, name, error);
-	if (check_opened(fd, name, error) == -1) {
+	if (fd != -1)
 		close(fd);
+	return result;
+}
+
+int
+spool_open_as_owner(int directory_fd, const char *name, uid_t uid, bool writable, bool *exists_out,
+    int *fd_out, struct error *error)
+{
+	const int access = writable ? O_RDWR : O_RDONLY;
+	char target[PATH_MAX];
+	int fd = open_quietly(directory_fd, name, access);
+
+	if (fd != -1 || errno != ELOOP)
+		return accept_opened(directory_fd, name, uid, fd, exists_out, fd_out, error);
+	if (read_link(directory_fd, name, uid, target, sizeof target, error) == -1)
 		return -1;
-	}
-	*exists_out = true;
-	*fd_out = fd;
-	return 0;
+	fd = open_quietly(directory_fd, target, access);
+	return accept_opened(directory_fd, target, uid, fd, exists_out, fd_out, error);
 }
 
 /* ---- file systems ---- */

@@ -1,5 +1,5 @@
 /*
- * Where a maildrop lives and how it is opened safely.
+ * What a spool is, and how it is opened safely. Where it is: lib/spool_place.h.
  */
 #ifndef QPOPPER_LIB_SPOOL_H
 #define QPOPPER_LIB_SPOOL_H
@@ -16,9 +16,15 @@
 #define SPOOL_DIRECTORY_MAX 1023 /* bytes of a directory's path, without the NUL */
 #define USER_NAME_MAX	    64	 /* octets of a user name (reference 8.9) */
 
-/* The names that belong to one maildrop. All strings NUL-terminated. */
+/*
+ * The names that belong to one maildrop (spool_place.h). All strings NUL-terminated. The first
+ * *_shared bytes of a directory are spool-dir or temp-dir; the rest lies below. 0: it is in neither
+ * of them, and private to its owner.
+ */
 struct spool_names {
-	char directory[SPOOL_DIRECTORY_MAX + 1];      /* of the spool and its dot-lock */
+	char directory[SPOOL_DIRECTORY_MAX + 1]; /* of the spool and its dot-lock */
+	uint32_t directory_shared;
+	uint32_t temp_shared;
 	char spool[SPOOL_NAME_MAX + 1];		      /* file name in directory */
 	char dot_lock[SPOOL_NAME_MAX + 1];	      /* spool + ".lock", in directory */
 	char temp_directory[SPOOL_DIRECTORY_MAX + 1]; /* of the session file */
@@ -55,16 +61,6 @@ enum spool_filesystem {
  */
 bool spool_user_name_valid(const char *name);
 
-/*
- * Split an absolute maildrop path (or spool_directory/user where maildrop is empty) into names,
- * and build the session file's name from temp_name, in which "%s" stands exactly once, in
- * temp_directory (the spool's own directory where that is empty). Refuses what is too long, not
- * absolute, has a "." or ".." component, ends in ".lock" (another maildrop's dot-lock), or makes
- * the session file the spool or its dot-lock.
- */
-int spool_names_make(const char *spool_directory, const char *maildrop, const char *temp_directory,
-    const char *temp_name, const char *user, struct spool_names *names_out, struct error *error);
-
 void spool_identity_of(const struct stat *status, struct spool_identity *identity_out);
 bool spool_identity_equal(const struct spool_identity *a, const struct spool_identity *b);
 
@@ -89,6 +85,18 @@ int spool_open_directory(const char *path, int *fd_out, struct error *error);
  */
 int spool_open(int directory_fd, const char *name, bool writable, bool *exists_out, int *fd_out,
     struct error *error);
+
+/*
+ * As spool_open, for the mailbox owner, with the rights of the calling process, which are his. The
+ * spool must belong to uid. Where the name is a symbolic link it is followed, once, if it belongs
+ * to root or to uid: what it leads to must again be a regular file with one link that belongs to
+ * uid, and no symbolic link itself (those of directories on the way are followed, /proc's "magic"
+ * ones are not; before Linux 5.6 no link into another directory is). So nobody is led to a file
+ * that is not his own. ERROR_DENIED otherwise; *exists_out is false for a link that leads nowhere.
+ * The dot-lock stands beside the name, not beside what it leads to.
+ */
+int spool_open_as_owner(int directory_fd, const char *name, uid_t uid, bool writable,
+    bool *exists_out, int *fd_out, struct error *error);
 
 /* The kind of file system behind fd (fstatfs). */
 int spool_filesystem_of(int fd, enum spool_filesystem *filesystem_out, struct error *error);

@@ -373,6 +373,33 @@ def retrieve(client, number):
     return b"".join(line + b"\r\n" for line in lines)
 
 
+def refused(site, code, **arguments):
+    """A login must fail with that response code."""
+    try:
+        client = site.login(**arguments)
+    except poplib.error_proto as answer:
+        assert code in str(answer), answer
+        return
+    client.close()
+    raise AssertionError("the login was accepted")
+
+
+def kill_all(pids):
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+def kill_everything(site):
+    """The whole service at once, as by a loss of power, but that the kernel lives."""
+    victims = site.processes()
+    site.process.kill()
+    kill_all(victims)
+    site.process.wait()
+
+
 def run_one(function):
     site = Site()
     try:

@@ -11,17 +11,6 @@ import time
 from harness import *  # noqa: F403
 
 
-def refused(site, code, **arguments):
-    """A login must fail with that response code."""
-    try:
-        client = site.login(**arguments)
-    except poplib.error_proto as answer:
-        assert code in str(answer), answer
-        return
-    client.close()
-    raise AssertionError("the login was accepted")
-
-
 # ---- odd spools ----
 
 @test
@@ -52,7 +41,7 @@ def garbage_spool(site):
 
 @test
 def directory_or_link_as_spool(site):
-    """a directory, a symbolic link or a hard link in place of the spool is refused"""
+    """a directory, a hard link or a symbolic link to one in place of the spool is refused"""
     site.add_user()
     site.start()
     path = site.spool_path()
@@ -62,6 +51,7 @@ def directory_or_link_as_spool(site):
     with open(site.path("other"), "w") as other:
         other.write(message(1))
     os.chmod(site.path("other"), 0o666)
+    os.link(site.path("other"), site.path("other.second"))
     os.symlink(site.path("other"), path)
     refused(site, "[SYS/PERM]")
     os.unlink(path)
@@ -274,14 +264,7 @@ def kill_everything_during_update(site):
     before = os.stat(site.spool_path()).st_mtime_ns
     client._putcmd("QUIT")
     wait_until(lambda: os.stat(site.spool_path()).st_mtime_ns != before, 20, "the first write")
-    victims = list(site.processes())
-    site.process.kill()
-    for pid in victims:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-    site.process.wait()
+    kill_everything(site)
     return mail
 
 

@@ -7,6 +7,7 @@
 #include <check.h>
 #include <crypt.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <pwd.h>
 #include <signal.h>
 #include <stdio.h>
@@ -16,6 +17,7 @@
 #include <unistd.h>
 
 #include "daemon/role.h"
+#include "lib/spool_place.h"
 #include "tests/unit/auth_harness.h"
 
 /* ---- users and the file of the PAM service ---- */
@@ -98,6 +100,40 @@ START_TEST(passwords_are_accepted_and_refused)
 	assert_verdict("-", PASSWORD, VERDICT_REFUSED);
 	assert_verdict(locked, PASSWORD, VERDICT_REFUSED);
 	assert_verdict(expired, PASSWORD, VERDICT_REFUSED);
+	stop();
+}
+END_TEST
+
+/* By primary group, by membership, in neither; and a group that does not exist. */
+START_TEST(home_and_groups_are_in_the_verdict)
+{
+	const struct passwd *entry;
+	char options[256], primary[64], other[64];
+	struct message_verdict verdict;
+
+	if (skip_unless_root())
+		return;
+	entry = getpwnam(good);
+	ck_assert_ptr_nonnull(entry);
+	snprintf(primary, sizeof primary, "%s", getgrgid(entry->pw_gid)->gr_name);
+	snprintf(other, sizeof other, "%.31sg", good);
+	run("groupadd -f %s", other);
+	snprintf(options, sizeof options,
+	    "set group-server-mode = %s\nset group-no-server-mode = %s\n", primary, other);
+	start_auth("shadow", options);
+	verdict = log_in(good, PASSWORD);
+	ck_assert_uint_eq(verdict.groups, SPOOL_GROUP_SERVER_MODE);
+	ck_assert_str_eq(verdict.home, entry->pw_dir);
+	run("usermod -a -G %s %s", other, good); /* counts from the next login on */
+	verdict = log_in(good, PASSWORD);
+	ck_assert_uint_eq(verdict.groups, SPOOL_GROUP_SERVER_MODE | SPOOL_GROUP_NO_SERVER_MODE);
+	stop();
+	run("groupdel %s", other);
+	start_auth("shadow", options);
+	ck_assert(logged("group-no-server-mode: there is no group", 2));
+	verdict = log_in(good, PASSWORD);
+	ck_assert_uint_eq(verdict.verdict, VERDICT_ACCEPTED);
+	ck_assert_uint_eq(verdict.groups, SPOOL_GROUP_SERVER_MODE);
 	stop();
 }
 END_TEST
@@ -301,6 +337,7 @@ main(void)
 	tcase_set_timeout(tests, 60);
 	tcase_add_unchecked_fixture(tests, set_up_users, tear_down_users);
 	tcase_add_loop_test(tests, passwords_are_accepted_and_refused, 0, 2);
+	tcase_add_test(tests, home_and_groups_are_in_the_verdict);
 	tcase_add_loop_test(tests, uid_up_to_block_uid_is_refused, 0, 2);
 	tcase_add_test(tests, missing_service_is_temporary_and_the_program_renews_when_it_appears);
 	tcase_add_test(tests, missing_module_is_temporary);

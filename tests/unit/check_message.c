@@ -153,7 +153,10 @@ static const struct wrong wrong_values[] = {
 	WRONG(VERDICT, message_verdict, uid, UINT32_MAX),
 	WRONG(VERDICT, message_verdict, gid, UINT32_MAX),
 	WRONG(VERDICT, message_verdict, virtual_user, 2),
-	WRONG(VERDICT, message_verdict, reserved, 1),
+	WRONG(VERDICT, message_verdict, groups, 4),
+	WRONG(VERDICT, message_verdict, home[0], 'h'),
+	WRONG(VERDICT, message_verdict, home[1], '\n'),
+	WRONG(VERDICT, message_verdict, home[1], '.'),
 	WRONG(VERDICT, message_verdict, user[0], 0),
 	WRONG(VERDICT, message_verdict, user[0], '.'),
 	WRONG(VERDICT, message_verdict, user[0], '-'),
@@ -296,6 +299,22 @@ START_TEST(strings_end_inside_their_array)
 }
 END_TEST
 
+START_TEST(home_is_a_path_inside_its_array)
+{
+	struct message message;
+	char *home = message.payload.verdict.home;
+
+	make_valid(MESSAGE_VERDICT, &message);
+	memset(home, 'h', sizeof message.payload.verdict.home);
+	home[0] = '/';
+	ck_assert(!accepted(&message));
+	home[sizeof message.payload.verdict.home - 1] = '\0';
+	ck_assert(accepted(&message));
+	home[0] = '\0'; /* the account has none */
+	ck_assert(accepted(&message));
+}
+END_TEST
+
 START_TEST(channel_roles_depend_on_the_receiver)
 {
 	struct message message;
@@ -422,6 +441,7 @@ rules_case(void)
 	    sizeof wrong_values / sizeof wrong_values[0]);
 	tcase_add_loop_test(
 	    rules, strings_end_inside_their_array, 0, sizeof strings / sizeof strings[0]);
+	tcase_add_test(rules, home_is_a_path_inside_its_array);
 	tcase_add_test(rules, channel_roles_depend_on_the_receiver);
 	tcase_add_test(rules, table_in_a_memfd_has_no_tail);
 	tcase_add_test(rules, empty_and_refused_logins_are_valid);

@@ -7,11 +7,13 @@
 #include <check.h>
 #include <crypt.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "daemon/sandbox.h"
+#include "lib/spool_place.h"
 #include "tests/unit/auth_harness.h"
 
 /* ---- requests that break their form, for both programs ---- */
@@ -155,6 +157,40 @@ START_TEST(virtual_users_are_accepted_and_refused)
 }
 END_TEST
 
+START_TEST(home_and_groups_are_in_the_verdict)
+{
+	char configuration[1024], text[1024];
+	const struct group *group = getgrgid(getegid());
+	struct crypt_data data = { 0 };
+	const char *hash = crypt_r(PASSWORD, HASH_SETTING, &data);
+	struct message_verdict verdict;
+
+	if (group == NULL) {
+		printf("skipped: our group has no name\n");
+		return;
+	}
+	snprintf(configuration, sizeof configuration,
+	    "set authentication = passwd-file\nset passwd-file = %s/users\nset state-dir = %s\n"
+	    "set auth-user = nobody\nset group-server-mode = %s\n"
+	    "set group-no-server-mode = no-such-group\n",
+	    scratch, scratch, group->gr_name);
+	snprintf(text, sizeof text, "in:%s:60001:%u::/home/in\nout:%s:60001:%u::home/out\n", hash,
+	    (unsigned)getegid(), hash, (unsigned)getegid() + 1);
+	write_file(in_scratch("users"), text);
+	start(ROLE_VERIFIER, configuration, false);
+	ck_assert(logged("group-no-server-mode: there is no group \"no-such-group\"", 2));
+	verdict = log_in("in", PASSWORD);
+	ck_assert_uint_eq(verdict.verdict, VERDICT_ACCEPTED);
+	ck_assert_uint_eq(verdict.groups, SPOOL_GROUP_SERVER_MODE);
+	ck_assert_str_eq(verdict.home, "/home/in");
+	verdict = log_in("out", PASSWORD);
+	ck_assert_uint_eq(verdict.verdict, VERDICT_ACCEPTED);
+	ck_assert_uint_eq(verdict.groups, 0);
+	ck_assert_str_eq(verdict.home, ""); /* not absolute */
+	stop();
+}
+END_TEST
+
 START_TEST(changed_file_is_read_again_and_a_broken_one_is_not)
 {
 	start_verifier(_i == 1);
@@ -189,6 +225,7 @@ main(void)
 	tcase_add_loop_test(
 	    tests, credentials_that_do_not_come_are_given_up_after_five_seconds, 0, 2);
 	tcase_add_loop_test(tests, virtual_users_are_accepted_and_refused, 0, 2);
+	tcase_add_test(tests, home_and_groups_are_in_the_verdict);
 	tcase_add_loop_test(tests, changed_file_is_read_again_and_a_broken_one_is_not, 0, 2);
 	suite_add_tcase(suite, tests);
 	runner = srunner_create(suite);

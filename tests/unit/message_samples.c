@@ -79,6 +79,8 @@ fill_verdict(struct message_verdict *verdict)
 	verdict->uid = 1000;
 	verdict->gid = 1000;
 	strcpy(verdict->user, "j\xc3\xb6rg");
+	strcpy(verdict->home, "/h/j\xc3\xb6rg");
+	verdict->groups = 1;
 }
 
 static void
