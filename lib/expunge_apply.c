@@ -436,12 +436,17 @@ prepare(struct expunge_move *move, struct error *error)
 	return begin_phase(move, &record, error);
 }
 
-/* After a failure: is the journal in force? Before the commit point it can still be voided. */
+/*
+ * After a failure: is the journal in force? Before the commit point it can still be voided, unless
+ * a record of a temporary drop was in force.
+ */
 static bool
 left_pending(struct expunge_move *move)
 {
 	struct error ignored;
 
+	if (move->state_before != JOURNAL_VOID)
+		return true;
 	if (move->changed || !move->attempted)
 		return move->changed;
 	return expunge_journal_void(&move->journal, &ignored) != 0;
@@ -454,7 +459,7 @@ apply(struct expunge_move *move, bool *pending_out, struct error *error)
 
 	if (expunge_journal_load(&move->journal, &slots, error) != 0)
 		return -1;
-	if (slots.newest.state != JOURNAL_VOID) {
+	if (slots.newest.state != move->state_before) {
 		*pending_out = true;
 		return error_set(
 		    error, ERROR_CHANGED, "an expunge is still pending in the journal");
@@ -467,9 +472,9 @@ apply(struct expunge_move *move, bool *pending_out, struct error *error)
 }
 
 int
-expunge_apply_limited(const struct store_io *io, int spool_fd, int journal_fd,
-    const struct expunge_plan *plan, const struct expunge_limits *limits, bool *pending_out,
-    struct error *error)
+expunge_apply_temp(const struct store_io *io, int spool_fd, int journal_fd,
+    const struct expunge_plan *plan, const struct expunge_limits *limits,
+    const struct expunge_record *temp, bool *pending_out, struct error *error)
 {
 	struct expunge_move move = {
 		.io = io,
@@ -477,6 +482,10 @@ expunge_apply_limited(const struct store_io *io, int spool_fd, int journal_fd,
 		.limits = limits,
 		.plan = plan,
 		.journal = { .io = io, .fd = journal_fd, .size = limits->journal },
+		.record = { .temp_inode = temp->temp_inode,
+		    .temp_size = temp->temp_size,
+		    .temp_hash = temp->temp_hash },
+		.state_before = temp->state,
 	};
 	int result;
 
@@ -486,6 +495,17 @@ expunge_apply_limited(const struct store_io *io, int spool_fd, int journal_fd,
 	result = apply(&move, pending_out, error);
 	free(move.buffer);
 	return result;
+}
+
+int
+expunge_apply_limited(const struct store_io *io, int spool_fd, int journal_fd,
+    const struct expunge_plan *plan, const struct expunge_limits *limits, bool *pending_out,
+    struct error *error)
+{
+	const struct expunge_record none = { .state = JOURNAL_VOID };
+
+	return expunge_apply_temp(
+	    io, spool_fd, journal_fd, plan, limits, &none, pending_out, error);
 }
 
 int
