@@ -80,11 +80,14 @@ recover_copy(struct temp_drop *drop, enum expunge_recovery *result_out, struct e
 
 	if (check_temp(drop, &ours, error) != 0)
 		return -1;
-	*result_out = ours ? EXPUNGE_COMPLETED : EXPUNGE_FOREIGN;
-	if (!ours)
+	/* It may not have outlived a power loss, or be a new one: nothing is lost with a copy. */
+	*result_out = ours || drop->record.temp_size == 0 ? EXPUNGE_COMPLETED : EXPUNGE_FOREIGN;
+	if (*result_out == EXPUNGE_FOREIGN)
 		return 0;
 	if (expunge_journal_confirm(&drop->journal, &drop->record, error) != 0)
 		return -1;
+	if (!ours)
+		return expunge_journal_void(&drop->journal, error);
 	return temp_drop_cut_back(drop, drop->record.temp_size, error);
 }
 

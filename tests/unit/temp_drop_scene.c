@@ -181,30 +181,32 @@ scene_store(const struct scene *scene)
 }
 
 int
-scene_run(const struct scene *scene, struct model_store *store, bool *pending, struct error *error)
+scene_run(struct scene *scene, struct model_store *store, bool *pending, struct error *error)
 {
 	struct store_io io = model_io(store);
-	bool expunged;
-	int result;
 
+	scene->expunged = false;
 	if (scene->scenario->opening)
 		return temp_drop_open_limited(
 		    &io, MODEL_SPOOL, MODEL_TEMP, MODEL_JOURNAL, &limits, pending, error);
-	result = temp_drop_merge_limited(&io, MODEL_SPOOL, MODEL_TEMP, MODEL_JOURNAL,
-	    scene->planned ? &scene->plan : NULL, &limits, &expunged, pending, error);
-	if (expunged && store->fault == MODEL_NO_FAULT)
-		ck_assert_uint_ne(scene_outcome(scene, store, true, ""),
-		    scene->planned ? OUTCOME_UNTOUCHED : OUTCOMES);
-	return result;
+	return temp_drop_merge_limited(&io, MODEL_SPOOL, MODEL_TEMP, MODEL_JOURNAL,
+	    scene->planned ? &scene->plan : NULL, &limits, &scene->expunged, pending, error);
+}
+
+int
+scene_recover_files(struct model_store *store, int spool_fd, int temp_fd,
+    enum expunge_recovery *result, struct error *error)
+{
+	struct store_io io = model_io(store);
+
+	return temp_drop_recover_limited(
+	    &io, spool_fd, temp_fd, MODEL_JOURNAL, &limits, result, error);
 }
 
 int
 scene_recover(struct model_store *store, enum expunge_recovery *result, struct error *error)
 {
-	struct store_io io = model_io(store);
-
-	return temp_drop_recover_limited(
-	    &io, MODEL_SPOOL, MODEL_TEMP, MODEL_JOURNAL, &limits, result, error);
+	return scene_recover_files(store, MODEL_SPOOL, MODEL_TEMP, result, error);
 }
 
 void

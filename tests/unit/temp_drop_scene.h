@@ -53,6 +53,7 @@ struct scene {
 	bool planned;
 	char appended[512]; /* what others append meanwhile */
 	bool committed;	    /* the deletions are decided */
+	bool expunged;	    /* scene_run said that the deletions are on disk */
 	bool settled;	    /* a recovery said that it is through: nothing may be pending */
 	bool nested;	    /* stop inside recovery as well */
 	size_t exhaustive;  /* see model_each_crash */
@@ -68,9 +69,10 @@ void scene_close(struct scene *scene);
 struct model_store *scene_store(const struct scene *scene);
 
 /* The opening or the end itself, and recovery. */
-int scene_run(
-    const struct scene *scene, struct model_store *store, bool *pending, struct error *error);
+int scene_run(struct scene *scene, struct model_store *store, bool *pending, struct error *error);
 int scene_recover(struct model_store *store, enum expunge_recovery *result, struct error *error);
+int scene_recover_files(struct model_store *store, int spool_fd, int temp_fd,
+    enum expunge_recovery *result, struct error *error);
 
 /* Others append to the spool now. */
 void scene_append(struct scene *scene, struct model_store *store, const char *text);
