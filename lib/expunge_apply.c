@@ -489,6 +489,7 @@ expunge_apply_temp(const struct store_io *io, int spool_fd, int journal_fd,
 	};
 	int result;
 
+	memcpy(move.record.rooms, temp->rooms, sizeof temp->rooms);
 	*pending_out = false;
 	if (plan->first_change == plan->old_size)
 		return 0;

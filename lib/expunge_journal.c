@@ -469,6 +469,8 @@ expunge_check_boundaries(
 	bool after_text = false;
 
 	*intact_out = true;
+	if (move->record.rooms[0].end > 0) /* no messages are taken out */
+		return 0;
 	for (uint32_t i = 0; i < plan->count && *intact_out; i++) {
 		const struct expunge_segment *segment = &plan->segments[i];
 

@@ -220,9 +220,9 @@ int expunge_apply_limited(const struct store_io *io, int spool_fd, int journal_f
     struct error *error);
 /*
  * As expunge_apply_limited, while a record of a temporary drop is in force: `temp` is that record,
- * or a void one where none is. All records of the expunge carry its temp_inode, temp_size and
- * temp_hash, and the first one takes its place: on failure before that it stays in force, and
- * *pending_out is true.
+ * or a void one where none is. All records of the expunge carry its temp_inode, temp_size,
+ * temp_hash and rooms, and the first one takes its place: on failure before that it stays in force,
+ * and *pending_out is true. With rooms, it is they that are taken out, not messages.
  */
 int expunge_apply_temp(const struct store_io *io, int spool_fd, int journal_fd,
     const struct expunge_plan *plan, const struct expunge_limits *limits,

@@ -52,10 +52,17 @@ temp_drop_commit(struct temp_drop *drop, enum journal_state state, struct error 
 }
 
 int
-temp_drop_cut_back(struct temp_drop *drop, uint64_t size, struct error *error)
+temp_drop_cut_back(const struct temp_drop *drop, uint64_t size, struct error *error)
 {
-	if (store_truncate(drop->io, drop->temp_fd, (off_t)size, TEMP_DROP_TEMP, error) != 0 ||
-	    store_sync(drop->io, drop->temp_fd, TEMP_DROP_TEMP, error) != 0)
+	if (store_truncate(drop->io, drop->temp_fd, (off_t)size, TEMP_DROP_TEMP, error) != 0)
+		return -1;
+	return store_sync(drop->io, drop->temp_fd, TEMP_DROP_TEMP, error);
+}
+
+int
+temp_drop_finish(struct temp_drop *drop, uint64_t size, struct error *error)
+{
+	if (temp_drop_cut_back(drop, size, error) != 0)
 		return -1;
 	return expunge_journal_void(&drop->journal, error);
 }
@@ -126,8 +133,7 @@ take_spool(struct temp_drop *drop, struct error *error)
 		return -1;
 	if (drop->record.known_size == 0)
 		return 0;
-	if (store_sync(drop->io, drop->spool_fd, TEMP_DROP_SPOOL, error) != 0 ||
-	    temp_drop_commit(drop, JOURNAL_TEMP_COPY, error) != 0 || copy_spool(drop, error) != 0)
+	if (temp_drop_commit(drop, JOURNAL_TEMP_COPY, error) != 0 || copy_spool(drop, error) != 0)
 		return -1;
 	return empty_spool(drop, error);
 }

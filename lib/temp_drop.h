@@ -13,17 +13,19 @@
  *           the making; the spool is untouched. Recovery cuts the temp drop back.
  *   (then the records of an expunge of everything from the spool, the first of which makes the temp
  *   drop the truth. Recovery completes it.)
- *   merge   the end: the temp drop holds mail up to temp_size, the arrivals are in the spool, and
+ *   merge   the end: the temp drop holds mail up to temp_size, all arrivals are in the spool, and
  *           *rooms* of zeros are made in the spool, together as long as the mail that goes in
- *           front of them. Recovery takes away a room at the very end of the spool and cuts the
- *           temp drop back; where mail has come behind a room it goes on instead.
+ *           front of them. Recovery cuts the temp drop back and takes the rooms away: at the end
+ *           of the spool by a cut, elsewhere by an expunge, whose records carry the rooms.
  *   write   the temp drop holds the beginning of the new spool, the spool is being overwritten up
  *           to the same length. Recovery writes again, then empties the temp drop.
  *
- * A room is made with fallocate, which only extends: it cuts nothing that is appended at the same
- * instant. That shows as bytes in the room that are not zero, and becomes an arrival. One octet is
- * beyond us: NULs at the end of what was appended between two consecutive system calls, or just
- * before a crash, cannot be told from the room.
+ * A room is made with fallocate, which only extends: it cuts and overwrites nothing that is
+ * appended at the same instant. That shows as bytes in the room that are not zero, and becomes an
+ * arrival; more room is made behind it, JOURNAL_ROOMS times at most. One thing is beyond us: NULs
+ * at the end of what was appended between two consecutive system calls, or just before a crash,
+ * cannot be told from room. Where there is no fallocate an end that has mail to put back fails, and
+ * the mail stays in the temp drop: to extend a file in any other way might cut or overwrite.
  *
  * Needs in the temp drop: as much as kept mail and arrivals; in the spool: the same. No third copy.
  *
@@ -65,11 +67,11 @@ int temp_drop_merge(const struct store_io *io, int spool_fd, int temp_fd, int jo
  * Finish or undo what the journal says, whether it is of the temp drop or an expunge of the spool
  * in server mode: expunge_recover with one more file. A descriptor is -1 where there is no such
  * file. Safe to repeat, and safe to crash in. EXPUNGE_COMPLETED: the journal is void now, and each
- * message is in one place (an opening that had not come to its commit point, or an end that could
- * not be completed, is undone). EXPUNGE_FOREIGN: spool or temp drop are not what was journalled;
- * nothing was written, the journal is kept for the administrator. Mail in the temp drop is left
- * there to be found by the next opening, so that nothing is lost; what the foreign program kept of
- * it in the spool is there twice.
+ * message is in one place (an opening or an end that had not come to its commit point is undone;
+ * deletions that were begun are done). EXPUNGE_FOREIGN: spool or temp drop are not what was
+ * journalled; nothing was written, the journal is kept for the administrator. Mail in the temp drop
+ * is left there to be found by the next opening, so that nothing is lost; what the foreign program
+ * kept of it in the spool is there twice.
  */
 int temp_drop_recover(const struct store_io *io, int spool_fd, int temp_fd, int journal_fd,
     enum expunge_recovery *result_out, struct error *error);

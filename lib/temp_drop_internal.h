@@ -78,8 +78,11 @@ int temp_drop_identify(struct temp_drop *drop, struct error *error);
 /* Make drop->record the one in force, with this state. */
 int temp_drop_commit(struct temp_drop *drop, enum journal_state state, struct error *error);
 
-/* Cut the temp drop back to size, and make the journal void. */
-int temp_drop_cut_back(struct temp_drop *drop, uint64_t size, struct error *error);
+/* Cut the temp drop back to size, on disk. */
+int temp_drop_cut_back(const struct temp_drop *drop, uint64_t size, struct error *error);
+
+/* The same, and make the journal void. */
+int temp_drop_finish(struct temp_drop *drop, uint64_t size, struct error *error);
 
 /* After an error: recover at once. Returns whether recovery must be tried again. */
 bool temp_drop_give_up(const struct temp_drop *drop, bool *completed_out);
@@ -89,12 +92,6 @@ bool temp_drop_give_up(const struct temp_drop *drop, bool *completed_out);
 /* How many rooms a record has, and how many bytes they are together. */
 unsigned temp_drop_rooms(const struct expunge_record *record);
 uint64_t temp_drop_room_total(const struct expunge_record *record);
-
-/*
- * Put temp_size bytes of the temp drop in front of the arrivals. The rooms of the record are made;
- * below `looked` there is nothing beside them but arrivals.
- */
-int temp_drop_put_back(struct temp_drop *drop, uint64_t looked, struct error *error);
 
 /* A record of writing is in force: write, empty the temp drop, make the journal void. */
 int temp_drop_write(struct temp_drop *drop, struct error *error);

@@ -43,7 +43,7 @@ missing_room(const struct put_back *put_back)
 	return put_back->head - temp_drop_room_total(&put_back->drop->record);
 }
 
-/* Bytes of the spool from `copied` to `end`, none of which are room, to the temp drop. */
+/* Bytes of the spool from `copied` to `end`, arrivals all of them, to the temp drop. */
 static int
 copy_run(struct put_back *put_back, uint64_t end, struct error *error)
 {
@@ -56,24 +56,6 @@ copy_run(struct put_back *put_back, uint64_t end, struct error *error)
 	put_back->copied = end;
 	put_back->tail += size;
 	return 0;
-}
-
-/* All arrivals below `looked` to the temp drop. A room that is only planned begins there. */
-static int
-copy_arrivals(struct put_back *put_back, struct error *error)
-{
-	const struct expunge_record *record = &put_back->drop->record;
-
-	for (unsigned i = 0; i < temp_drop_rooms(record); i++) {
-		const struct journal_room *room = &record->rooms[i];
-
-		if (room->start < put_back->copied || room->start >= put_back->looked)
-			continue;
-		if (copy_run(put_back, room->start, error) != 0)
-			return -1;
-		put_back->copied = room->end;
-	}
-	return copy_run(put_back, put_back->looked, error);
 }
 
 /* Commit a record of one room more, all that is missing, from `looked` on. */
@@ -133,7 +115,7 @@ try_room(struct put_back *put_back, uint64_t gap, struct error *error)
 
 	if (plan_room(put_back, error) != 0 ||
 	    temp_drop_fill_gap(drop, record->temp_size, gap, error) != 0 ||
-	    copy_arrivals(put_back, error) != 0 ||
+	    copy_run(put_back, put_back->looked, error) != 0 ||
 	    temp_drop_size(drop, drop->spool_fd, &size, error) != 0)
 		return -1;
 	if (size < put_back->looked)
@@ -173,13 +155,14 @@ temp_drop_write(struct temp_drop *drop, struct error *error)
 		drop, drop->temp_fd, 0, drop->spool_fd, 0, drop->record.temp_size, error) != 0 ||
 	    store_sync(drop->io, drop->spool_fd, TEMP_DROP_SPOOL, error) != 0)
 		return -1;
-	return temp_drop_cut_back(drop, 0, error);
+	return temp_drop_finish(drop, 0, error);
 }
 
-int
-temp_drop_put_back(struct temp_drop *drop, uint64_t looked, struct error *error)
+/* Put what the temp drop holds in front of what the spool holds. */
+static int
+put_all_back(struct temp_drop *drop, struct error *error)
 {
-	struct put_back put_back = { .drop = drop, .looked = looked };
+	struct put_back put_back = { .drop = drop, .looked = drop->record.known_size };
 	uint64_t gap;
 
 	if (temp_drop_gap(drop, drop->record.temp_size, &gap, error) != 0)
@@ -188,9 +171,7 @@ temp_drop_put_back(struct temp_drop *drop, uint64_t looked, struct error *error)
 	while (missing_room(&put_back) > 0)
 		if (try_room(&put_back, gap, error) != 0)
 			return -1;
-	/* In a recovery all the room may have been there. */
-	if (temp_drop_fill_gap(drop, drop->record.temp_size, gap, error) != 0 ||
-	    copy_arrivals(&put_back, error) != 0 || begin_write(&put_back, error) != 0)
+	if (begin_write(&put_back, error) != 0)
 		return -1;
 	return temp_drop_write(drop, error);
 }
@@ -231,7 +212,7 @@ merge(struct temp_drop *drop, bool *pending_out, struct error *error)
 		return -1;
 	if (drop->record.temp_size == 0)
 		return 0;
-	return temp_drop_put_back(drop, drop->record.known_size, error);
+	return put_all_back(drop, error);
 }
 
 int

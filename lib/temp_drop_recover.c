@@ -54,14 +54,15 @@ check_temp(const struct temp_drop *drop, bool *ours_out, struct error *error)
 
 /* The spool still holds, below known_size, what it held when the last room was planned. */
 static int
-check_spool(const struct temp_drop *drop, bool *ours_out, uint64_t *size_out, struct error *error)
+check_spool(const struct temp_drop *drop, bool *ours_out, struct error *error)
 {
 	const struct expunge_record *record = &drop->record;
+	uint64_t size;
 	uint64_t hash;
 
-	if (check_file(drop, drop->spool_fd, record->inode, ours_out, size_out, error) != 0)
+	if (check_file(drop, drop->spool_fd, record->inode, ours_out, &size, error) != 0)
 		return -1;
-	if (!*ours_out || *size_out < record->known_size) {
+	if (!*ours_out || size < record->known_size) {
 		*ours_out = false;
 		return 0;
 	}
@@ -84,14 +85,12 @@ recover_copy(struct temp_drop *drop, enum expunge_recovery *result_out, struct e
 	*result_out = ours || drop->record.temp_size == 0 ? EXPUNGE_COMPLETED : EXPUNGE_FOREIGN;
 	if (*result_out == EXPUNGE_FOREIGN)
 		return 0;
-	if (expunge_journal_confirm(&drop->journal, &drop->record, error) != 0)
-		return -1;
 	if (!ours)
 		return expunge_journal_void(&drop->journal, error);
-	return temp_drop_cut_back(drop, drop->record.temp_size, error);
+	return temp_drop_finish(drop, drop->record.temp_size, error);
 }
 
-/* ---- merge: undone if that is possible without touching an arrival ---- */
+/* ---- merge: undone ---- */
 
 /*
  * Leave of the last room of the record what is there of it: it may not have been made, only at its
@@ -114,7 +113,7 @@ settle_room(struct temp_drop *drop, uint64_t size, struct error *error)
 	return 0;
 }
 
-/* Where the spool ends if the rooms at its end are left out; *others_out: there are more rooms. */
+/* Where the spool ends without the rooms at its end; *others_out: there are more rooms. */
 static uint64_t
 end_of_mail(const struct expunge_record *record, uint64_t size, bool *others_out)
 {
@@ -126,69 +125,93 @@ end_of_mail(const struct expunge_record *record, uint64_t size, bool *others_out
 	return size;
 }
 
+/* Take rooms with mail behind them out of the spool, as if they were deleted mail. */
+static int
+expunge_rooms(struct temp_drop *drop, struct error *error)
+{
+	const struct expunge_record *record = &drop->record;
+	struct expunge_segment segments[JOURNAL_ROOMS];
+	struct expunge_plan plan = { .segments = segments, .count = temp_drop_rooms(record) };
+	uint64_t at = 0;
+	bool pending;
+
+	for (unsigned i = 0; i < plan.count; i++) {
+		segments[i] =
+		    (struct expunge_segment){ .source = at, .length = record->rooms[i].start - at };
+		plan.new_size += segments[i].length;
+		at = record->rooms[i].end;
+	}
+	plan.old_size = at;
+	plan.first_change = record->rooms[0].start;
+	return expunge_apply_temp(drop->io, drop->spool_fd, drop->journal.fd, &plan, drop->limits,
+	    record, &pending, error);
+}
+
 /*
- * One try to undo a merge in the spool. *again_out: it grew meanwhile. Between the last fstat and
- * the ftruncate nothing else happens. *forward_out: mail stands behind room.
+ * One try to take away the rooms of the record, and to make the journal void. *again_out: the spool
+ * grew meanwhile. Between the last fstat and the ftruncate nothing else happens.
  */
 static int
-take_room_away(
-    struct temp_drop *drop, uint64_t size, bool *again_out, bool *forward_out, struct error *error)
+take_rooms_away(struct temp_drop *drop, bool *again_out, struct error *error)
 {
-	uint64_t end = end_of_mail(&drop->record, size, forward_out);
+	uint64_t size;
+	uint64_t end;
 	uint64_t now;
+	bool others;
 
 	*again_out = false;
-	if (*forward_out || end == size)
-		return 0;
-	if (temp_drop_size(drop, drop->spool_fd, &now, error) != 0)
+	if (temp_drop_size(drop, drop->spool_fd, &size, error) != 0 ||
+	    settle_room(drop, size, error) != 0)
 		return -1;
-	*again_out = now != size;
-	if (*again_out)
-		return 0;
-	return store_truncate(drop->io, drop->spool_fd, (off_t)end, TEMP_DROP_SPOOL, error);
+	end = end_of_mail(&drop->record, size, &others);
+	if (others)
+		return expunge_rooms(drop, error);
+	if (end < size) {
+		if (temp_drop_size(drop, drop->spool_fd, &now, error) != 0)
+			return -1;
+		*again_out = now != size;
+		if (*again_out)
+			return 0;
+		if (store_truncate(drop->io, drop->spool_fd, (off_t)end, TEMP_DROP_SPOOL, error) !=
+		    0)
+			return -1;
+	}
+	if (store_sync(drop->io, drop->spool_fd, TEMP_DROP_SPOOL, error) != 0)
+		return -1;
+	return expunge_journal_void(&drop->journal, error);
 }
 
 static int
-undo_rooms(struct temp_drop *drop, bool *forward_out, uint64_t *size_out, struct error *error)
+undo_merge(struct temp_drop *drop, bool spool_ours, struct error *error)
 {
 	const struct expunge_record planned = drop->record;
 	bool again = true;
 
+	/* The record must be there as long as there is room, and the temp drop short before. */
+	if (expunge_journal_confirm(&drop->journal, &planned, error) != 0 ||
+	    temp_drop_cut_back(drop, planned.temp_size, error) != 0)
+		return -1;
+	/* All arrivals are in the spool: whatever became of it, it alone has them. */
+	if (!spool_ours)
+		return expunge_journal_void(&drop->journal, error);
 	while (again) {
 		drop->record = planned;
-		if (temp_drop_size(drop, drop->spool_fd, size_out, error) != 0 ||
-		    settle_room(drop, *size_out, error) != 0 ||
-		    take_room_away(drop, *size_out, &again, forward_out, error) != 0)
+		if (take_rooms_away(drop, &again, error) != 0)
 			return -1;
 	}
-	return store_sync(drop->io, drop->spool_fd, TEMP_DROP_SPOOL, error);
+	return 0;
 }
 
 static int
 recover_merge(struct temp_drop *drop, enum expunge_recovery *result_out, struct error *error)
 {
-	uint64_t kept = drop->record.temp_size;
 	bool spool_ours;
 	bool temp_ours;
-	bool forward = false;
-	uint64_t size;
 
-	if (check_temp(drop, &temp_ours, error) != 0 ||
-	    check_spool(drop, &spool_ours, &size, error) != 0)
+	if (check_temp(drop, &temp_ours, error) != 0 || check_spool(drop, &spool_ours, error) != 0)
 		return -1;
 	*result_out = temp_ours ? EXPUNGE_COMPLETED : EXPUNGE_FOREIGN;
-	if (!temp_ours)
-		return 0;
-	if (expunge_journal_confirm(&drop->journal, &drop->record, error) != 0)
-		return -1;
-	/* All arrivals are in the spool: whatever became of it, it alone has them. */
-	if (spool_ours && undo_rooms(drop, &forward, &size, error) != 0)
-		return -1;
-	if (!forward)
-		return temp_drop_cut_back(drop, kept, error);
-	if (store_truncate(drop->io, drop->temp_fd, (off_t)kept, TEMP_DROP_TEMP, error) != 0)
-		return -1;
-	return temp_drop_put_back(drop, size, error);
+	return temp_ours ? undo_merge(drop, spool_ours, error) : 0;
 }
 
 /* ---- write: done again ---- */
@@ -317,7 +340,7 @@ recover_write(struct temp_drop *drop, enum expunge_recovery *result_out, struct 
 	if (expunge_journal_confirm(&drop->journal, &drop->record, error) != 0)
 		return -1;
 	if (written)
-		return temp_drop_cut_back(drop, 0, error);
+		return temp_drop_finish(drop, 0, error);
 	return temp_drop_write(drop, error);
 }
 
@@ -338,7 +361,8 @@ recover_temp(struct temp_drop *drop, enum expunge_recovery *result_out, struct e
 
 /*
  * An expunge: of the temp drop itself, or of the spool. Where the first record of it came to the
- * disk without what belongs to it, the record before it is in force, which may be one of copying.
+ * disk without what belongs to it, the record before it is in force, which may be one of ours: it
+ * takes the place of the other, so that it is the newest.
  */
 static int
 recover_expunge(struct temp_drop *drop, const struct expunge_slots *slots,
@@ -358,6 +382,8 @@ recover_expunge(struct temp_drop *drop, const struct expunge_slots *slots,
 		return 0;
 	drop->record = slots->previous;
 	drop->journal.slot = 1 - slots->newest_slot;
+	if (expunge_journal_commit(&drop->journal, &drop->record, error) != 0)
+		return -1;
 	return recover_temp(drop, result_out, error);
 }
 

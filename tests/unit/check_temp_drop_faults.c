@@ -398,6 +398,146 @@ START_TEST(a_replaced_temp_drop_is_left_alone)
 }
 END_TEST
 
+/* ---- mail that does not begin as mail does ---- */
+
+static void
+assert_refused(struct model_store *store, const char *what)
+{
+	struct store_io io = model_io(store);
+	uint64_t before = model_hash(store);
+	struct error error = { 0 };
+	bool pending;
+
+	ck_assert_int_eq(
+	    temp_drop_open(&io, MODEL_SPOOL, MODEL_TEMP, MODEL_JOURNAL, &pending, &error), -1);
+	ck_assert(!pending);
+	ck_assert_int_eq(error.code, ERROR_FORMAT);
+	ck_assert_ptr_nonnull(strstr(error.text, "spoolfix"));
+	ck_assert_ptr_nonnull(strstr(error.text, what));
+	ck_assert_uint_eq(model_hash(store), before);
+	model_free(store);
+}
+
+START_TEST(what_does_not_begin_with_a_separator_is_refused)
+{
+	struct model_store *store;
+	struct scene scene;
+
+	open_scene(&scene, 2); /* mail left over */
+	store = scene_store(&scene);
+	store->files[MODEL_TEMP].seen.bytes[0] = 'X';
+	assert_refused(store, "temp drop");
+	store = scene_store(&scene);
+	store->files[MODEL_SPOOL].seen.bytes[1] = '\n';
+	assert_refused(store, "spool");
+	scene_close(&scene);
+}
+END_TEST
+
+/* ---- real files ---- */
+
+#define REAL_MESSAGE 700u /* bytes, about */
+#define REAL_COUNT   3000u
+
+static int
+temporary_file(void)
+{
+	char name[] = "/tmp/check_temp_drop.XXXXXX";
+	int fd = mkstemp(name);
+
+	ck_assert_int_ge(fd, 0);
+	ck_assert_int_eq(unlink(name), 0);
+	return fd;
+}
+
+/* Append a message; returns the new size. */
+static size_t
+deliver(int fd, size_t at, unsigned kind)
+{
+	char message[REAL_MESSAGE + 64];
+	size_t size = model_message(message, sizeof message, REAL_MESSAGE - kind % 50, kind % 60);
+
+	ck_assert_int_eq(pwrite(fd, message, size, (off_t)at), (ssize_t)size);
+	return at + size;
+}
+
+static size_t
+size_of(int fd)
+{
+	struct stat status;
+
+	ck_assert_int_eq(fstat(fd, &status), 0);
+	return (size_t)status.st_size;
+}
+
+static char *
+content_of(int fd)
+{
+	size_t size = size_of(fd);
+	char *bytes = malloc(size + 1);
+
+	ck_assert_int_eq(pread(fd, bytes, size, 0), (ssize_t)size);
+	return bytes;
+}
+
+START_TEST(a_session_on_real_files)
+{
+	int spool = temporary_file();
+	int temp = temporary_file();
+	int journal = temporary_file();
+	size_t size = 0;
+	size_t kept;
+	char *before;
+	char *after;
+	struct error error = { 0 };
+	bool expunged;
+	bool pending;
+
+	ck_assert_int_eq(ftruncate(journal, EXPUNGE_JOURNAL_SIZE), 0);
+	for (unsigned i = 0; i < REAL_COUNT; i++)
+		size = deliver(spool, size, i);
+	before = content_of(spool);
+	ck_assert_msg(temp_drop_open(&store_io_system, spool, temp, journal, &pending, &error) == 0,
+	    "%s", error.text);
+	ck_assert_uint_eq(size_of(spool), 0);
+	ck_assert_uint_eq(size_of(temp), size);
+	kept = size;
+	size += deliver(spool, 0, 1);
+	ck_assert_msg(temp_drop_merge(&store_io_system, spool, temp, journal, NULL, &expunged,
+			  &pending, &error) == 0,
+	    "%s", error.text);
+	ck_assert_uint_eq(size_of(temp), 0);
+	ck_assert_uint_eq(size_of(spool), size);
+	after = content_of(spool);
+	ck_assert_int_eq(memcmp(after, before, kept), 0);
+	free(before);
+	free(after);
+	close(spool);
+	close(temp);
+	close(journal);
+}
+END_TEST
+
+START_TEST(a_session_without_a_spool)
+{
+	int temp = temporary_file();
+	int journal = temporary_file();
+	size_t size = deliver(temp, 0, 1);
+	enum expunge_recovery recovery;
+	struct error error = { 0 };
+	bool pending;
+
+	ck_assert_int_eq(ftruncate(journal, EXPUNGE_JOURNAL_SIZE), 0);
+	ck_assert_int_eq(temp_drop_open(&store_io_system, -1, temp, journal, &pending, &error), 0);
+	ck_assert_uint_eq(size_of(temp), size);
+	ck_assert_int_eq(
+	    temp_drop_recover(&store_io_system, -1, temp, journal, &recovery, &error), 0);
+	ck_assert_int_eq(recovery, EXPUNGE_NOTHING_PENDING);
+	close(temp);
+	close(journal);
+}
+END_TEST
+
 int
 main(void)
 {
@@ -413,6 +553,9 @@ main(void)
 	tcase_add_loop_test(cases, recovery_may_fail_and_be_repeated, 0, scenario_count);
 	tcase_add_loop_test(cases, a_rewritten_spool_is_left_alone, 0, scenario_count);
 	tcase_add_loop_test(cases, a_replaced_temp_drop_is_left_alone, 0, scenario_count);
+	tcase_add_test(cases, what_does_not_begin_with_a_separator_is_refused);
+	tcase_add_test(cases, a_session_on_real_files);
+	tcase_add_test(cases, a_session_without_a_spool);
 	tcase_set_timeout(cases, 120);
 	suite_add_tcase(suite, cases);
 	srunner_run_all(runner, CK_ENV);

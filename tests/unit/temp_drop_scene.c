@@ -146,6 +146,8 @@ scene_open(struct scene *scene, const struct scenario *scenario)
 		add_gap(done->spool, &done->spool_size, 1);
 		add_bytes(done->spool, &done->spool_size, second->spool, second->spool_size);
 	}
+	if (scenario->opening)
+		scene->slack = first->spool_size;
 	scene->seen = calloc(MODEL_SEEN_SLOTS, sizeof *scene->seen);
 	scene->exhaustive = 10;
 	scene->samples = 24;
@@ -239,17 +241,14 @@ temp_is(const struct scene *scene, const struct outcome *outcome, const struct m
 
 /*
  * Whether this is what others appended. Of mail that a crash has torn there may be less, with zeros
- * in it, never more (but where its bytes came to the disk without the cut before them, which the
- * engine of the expunge takes for a cut that was made): what is there stands in order.
+ * in it, never more, except for slack: what is there stands in order.
  */
 static bool
 append_fits(
     const struct scene *scene, const char *found, size_t size, const char *appended, bool whole)
 {
-	size_t most = strlen(appended);
+	size_t most = strlen(appended) + scene->slack;
 
-	if (scene->scenario->opening)
-		most += scene->outcomes[OUTCOME_UNTOUCHED].spool_size;
 	if (whole)
 		return model_append_fits(found, size, appended, true);
 	for (size_t i = 0; i < size; i++) {

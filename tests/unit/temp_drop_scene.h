@@ -51,12 +51,17 @@ struct scene {
 	struct outcome outcomes[OUTCOMES];
 	struct expunge_plan plan;
 	bool planned;
-	char appended[512]; /* what others append meanwhile */
-	bool committed;	    /* the deletions are decided */
-	bool expunged;	    /* scene_run said that the deletions are on disk */
-	bool settled;	    /* a recovery said that it is through: nothing may be pending */
-	bool nested;	    /* stop inside recovery as well */
-	size_t exhaustive;  /* see model_each_crash */
+	char appended[2048]; /* what others append meanwhile */
+	/*
+	 * Bytes of zeros that may stand behind torn mail: where its bytes came to the disk without
+	 * the cut in front of them, the engine of the expunge takes that for a cut that was made.
+	 */
+	size_t slack;
+	bool committed;	   /* the deletions are decided */
+	bool expunged;	   /* scene_run said that the deletions are on disk */
+	bool settled;	   /* a recovery said that it is through: nothing may be pending */
+	bool nested;	   /* stop inside recovery as well */
+	size_t exhaustive; /* see model_each_crash */
 	unsigned samples;
 	uint64_t *seen; /* hashes of states that were looked at */
 	unsigned states;
