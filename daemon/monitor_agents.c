@@ -34,6 +34,7 @@ agent_of_job(const struct monitor *monitor, const struct job *job, int channel)
 		.channel = channel,
 		.directory_fd = job->private_directory ? -1 : monitor->spool_directory_fd,
 		.session_lock_fd = job->session_lock_fd,
+		.temp_fd = -1,
 		.spool_fd = job->spool_fd,
 		.journal_fd = job->slot != NULL ? job->slot->journal_fd : -1,
 		.journal_lock_fd = job->slot != NULL ? job->slot->lock_fd : -1,

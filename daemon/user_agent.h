@@ -11,6 +11,7 @@
 #include <sys/types.h>
 
 #include "daemon/message.h"
+#include "lib/expunge.h"
 #include "lib/lock.h"
 #include "lib/settings.h"
 #include "lib/spool.h"
@@ -36,8 +37,10 @@ struct user_agent {
 	int channel;	     /* SOCK_SEQPACKET to the monitor */
 	int directory_fd;    /* of the spool; -1 in a private directory */
 	int session_lock_fd; /* held by us as long as we run; -1: none */
+	bool temp_drop;	     /* the session works in a copy of the spool, the session file */
+	int temp_fd;	     /* the session file, O_RDWR; -1: to be opened by us */
 	int spool_fd;	     /* recovery: the locked spool, or -1 to open it */
-	int journal_fd;	     /* update and recovery */
+	int journal_fd;	     /* update and recovery; with temp_drop, opening too */
 	int journal_lock_fd; /* owner record, synced before the commit point */
 	const struct message_update *update;
 	const void *deletions; /* inline records and strings, or NULL: in deletions_fd */
@@ -53,6 +56,29 @@ int user_agent_open(struct user_agent *agent);
 /* user_agent_update.c: apply deletions, or recover, and send AGENT_FINISHED. */
 int user_agent_update(struct user_agent *agent);
 int user_agent_recover(struct user_agent *agent);
+
+/* ---- sessions in a temp drop (user_agent_temp_drop.c) ---- */
+
+/* The session file, O_RDWR: temp_fd, or opened; it must be the one that is locked. */
+int user_agent_temp_drop(
+    const struct user_agent *agent, int session_lock_fd, int *fd_out, struct error *error);
+/* Make a spool where there is none, for mail to be put back into; on disk, O_RDWR. */
+int user_agent_create_spool(
+    const struct user_agent *agent, int directory_fd, int *fd_out, struct error *error);
+/*
+ * Lock the spool in directory_fd, move its mail into the temp drop, unlock it, and open the temp
+ * drop for reading: that is the maildrop of the session. On failure the journal may be in force:
+ * then all locks are still held, and the monitor, which has duplicates, must have it recovered.
+ */
+int user_agent_open_temp_drop(const struct user_agent *agent, int directory_fd, int session_lock_fd,
+    enum spool_filesystem *filesystem_out, int *mail_fd_out, struct error *error);
+/*
+ * Apply the plan to the temp drop and put the rest back into the locked spool (-1: there is none).
+ * Mail that stays in the temp drop for want of space or of a spool is no failure: result->reason
+ * tells. Sets result->recovery.
+ */
+int user_agent_update_temp_drop(const struct user_agent *agent, int spool_fd, int temp_fd,
+    const struct expunge_plan *plan, struct message_update_result *result, struct error *error);
 
 /* Shared between them (user_agent.c). */
 
@@ -74,6 +100,9 @@ int user_agent_wait_for_deliverer(
  */
 int user_agent_check_filesystem(const struct user_agent *agent, int fd,
     enum spool_filesystem *filesystem_out, struct error *error);
+/* Hand the monitor a duplicate of the locked spool, with our dot-lock (NULL: the monitor's own). */
+int user_agent_send_locked(
+    const struct user_agent *agent, int fd, const struct dot_lock *dot_lock, struct error *error);
 /* The spool's directory: the inherited descriptor, or opened with the owner's rights. */
 int user_agent_directory(const struct user_agent *agent, int *fd_out, struct error *error);
 

@@ -244,6 +244,26 @@ send_failure(const struct user_agent *agent, const struct error *reason)
 	    agent->channel, MESSAGE_AGENT_OPENED, &result, NULL, 0, NULL, 0, &error);
 }
 
+/* The temp drop in place of the spool. Nobody else writes to it: it needs no lock. */
+static int
+index_temp_drop(const struct user_agent *agent, struct opened *opened, struct error *error)
+{
+	int lock_fd = agent->private_directory ? opened->session_lock_fd : agent->session_lock_fd;
+	enum spool_filesystem filesystem;
+	struct stat status;
+
+	if (user_agent_open_temp_drop(agent, opened->directory_fd, lock_fd, &filesystem,
+		&opened->spool_fd, error) == -1 ||
+	    store_status(&store_io_system, opened->spool_fd, &status, "temp drop", error) == -1 ||
+	    mbox_scan(&store_io_system, opened->spool_fd, (uint64_t)status.st_size, NULL,
+		&opened->table, error) == -1)
+		return -1;
+	spool_identity_of(&status, &opened->result.identity);
+	opened->result.filesystem = filesystem;
+	opened->result.flags |= LOGIN_HAS_SPOOL;
+	return 0;
+}
+
 static int
 open_maildrop(const struct user_agent *agent, struct opened *opened, struct error *error)
 {
@@ -251,7 +271,8 @@ open_maildrop(const struct user_agent *agent, struct opened *opened, struct erro
 		return -1;
 	if (agent->private_directory && take_session_lock(agent, opened, error) == -1)
 		return -1;
-	return index_spool(agent, opened, error);
+	return agent->temp_drop ? index_temp_drop(agent, opened, error)
+				: index_spool(agent, opened, error);
 }
 
 int

@@ -21,6 +21,7 @@
 #include "lib/expunge.h"
 #include "lib/mbox.h"
 #include "lib/store_io.h"
+#include "lib/temp_drop.h"
 #include "lib/uidl.h"
 
 typedef char unique_id[UIDL_MAX_LENGTH + 1];
@@ -140,26 +141,26 @@ static int
 lock_spool(struct update *update, bool *exists_out, struct error *error)
 {
 	const struct user_agent *agent = update->agent;
-	struct message_agent_locked locked;
 	enum spool_filesystem filesystem;
 
 	if (spool_open(update->directory_fd, agent->names->spool, true, exists_out,
 		&update->spool_fd, error) == -1)
 		return -1;
+	if (!*exists_out && agent->temp_drop) {
+		*exists_out = user_agent_create_spool(
+				  agent, update->directory_fd, &update->spool_fd, error) == 0;
+		if (!*exists_out)
+			message_text(
+			    update->result.reason, sizeof update->result.reason, error->text);
+	}
 	if (!*exists_out)
 		return 0;
 	if (user_agent_check_filesystem(agent, update->spool_fd, &filesystem, error) == -1 ||
 	    user_agent_lock_spool(
 		agent, update->spool_fd, true, filesystem == SPOOL_NETWORK, error) == -1)
 		return -1;
-	memset(&locked, 0, sizeof locked);
-	locked.session = agent->session;
-	if (agent->private_directory) {
-		locked.dot_lock_device = update->dot_lock.device;
-		locked.dot_lock_inode = update->dot_lock.inode;
-	}
-	return message_send(
-	    agent->channel, MESSAGE_AGENT_LOCKED, &locked, NULL, 0, &update->spool_fd, 1, error);
+	return user_agent_send_locked(
+	    agent, update->spool_fd, agent->private_directory ? &update->dot_lock : NULL, error);
 }
 
 /* Our own dot-lock goes only when nothing is left to recover. */
@@ -224,26 +225,41 @@ make_durable(const struct update *update, struct error *error)
 }
 
 static int
+expunge_spool(struct update *update, const struct expunge_plan *plan, struct error *error)
+{
+	bool pending = false;
+	int result = expunge_apply(
+	    &store_io_system, update->spool_fd, update->agent->journal_fd, plan, &pending, error);
+
+	update->result.recovery = pending ? RECOVERY_PENDING : RECOVERY_NONE;
+	return result;
+}
+
+static int
 expunge(struct update *update, struct error *error)
 {
+	const struct user_agent *agent = update->agent;
+	int mail_fd = update->spool_fd;
 	struct expunge_plan plan;
 	struct stat status;
-	bool pending = false;
 	int result = -1;
 
-	if (store_status(&store_io_system, update->spool_fd, &status, "spool", error) == -1 ||
-	    mbox_scan(&store_io_system, update->spool_fd, (uint64_t)status.st_size, NULL,
-		&update->table, error) == -1 ||
+	if (agent->temp_drop &&
+	    user_agent_temp_drop(agent, agent->session_lock_fd, &mail_fd, error) == -1)
+		return -1;
+	if (store_status(&store_io_system, mail_fd, &status, "maildrop", error) == -1 ||
+	    mbox_scan(&store_io_system, mail_fd, (uint64_t)status.st_size, NULL, &update->table,
+		error) == -1 ||
 	    mark_deleted(update, error) == -1)
 		return -1;
-	if (update->result.deleted == 0)
+	if (update->result.deleted == 0 && !agent->temp_drop)
 		return 0; /* another program has deleted them already */
 	if (expunge_plan_make(&update->table, update->deleted, &plan, error) == -1)
 		return -1;
 	if (make_durable(update, error) == 0)
-		result = expunge_apply(&store_io_system, update->spool_fd,
-		    update->agent->journal_fd, &plan, &pending, error);
-	update->result.recovery = pending ? RECOVERY_PENDING : RECOVERY_NONE;
+		result = agent->temp_drop ? user_agent_update_temp_drop(agent, update->spool_fd,
+						mail_fd, &plan, &update->result, error)
+					  : expunge_spool(update, &plan, error);
 	expunge_plan_free(&plan);
 	return result;
 }
@@ -256,7 +272,7 @@ apply(struct update *update, struct error *error)
 	if (load_list(update, error) == -1 || make_ids(update, error) == -1 ||
 	    lock_maildrop(update, &exists, error) == -1)
 		return -1;
-	return exists ? expunge(update, error) : 0;
+	return exists || update->agent->temp_drop ? expunge(update, error) : 0;
 }
 
 static int
@@ -330,7 +346,7 @@ recover(struct update *update, struct error *error)
 	const struct user_agent *agent = update->agent;
 	enum expunge_recovery recovery = EXPUNGE_NOTHING_PENDING;
 	bool exists = true;
-	bool pending;
+	int temp_fd = -1;
 
 	if (update->spool_fd == -1) {
 		if (lock_maildrop(update, &exists, error) == -1)
@@ -341,16 +357,12 @@ recover(struct update *update, struct error *error)
 		update->dot_lock = agent->dot_lock;
 		update->dot_locked = update->dot_lock.inode != 0;
 	}
-	if (exists) {
-		if (expunge_recover(&store_io_system, update->spool_fd, agent->journal_fd,
-			&recovery, error) == -1)
-			return -1;
-	} else {
-		if (expunge_journal_pending(&store_io_system, agent->journal_fd, &pending, error) ==
-		    -1)
-			return -1;
-		recovery = pending ? EXPUNGE_FOREIGN : EXPUNGE_NOTHING_PENDING;
-	}
+	if (agent->temp_drop &&
+	    user_agent_temp_drop(agent, agent->session_lock_fd, &temp_fd, error) == -1)
+		return -1;
+	if (temp_drop_recover(&store_io_system, exists ? update->spool_fd : -1, temp_fd,
+		agent->journal_fd, &recovery, error) == -1)
+		return -1;
 	report_recovery(update, recovery);
 	return 0;
 }

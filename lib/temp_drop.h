@@ -55,7 +55,8 @@ int temp_drop_open(const struct store_io *io, int spool_fd, int temp_fd, int jou
 
 /*
  * Take out of the temp drop what plan leaves out (a plan of the temp drop's table; NULL: nothing),
- * then put the rest in front of the arrivals in the spool, which must exist. On success the temp
+ * then put the rest in front of the arrivals in the spool (spool_fd -1, there is none: if there is
+ * a rest, ERROR_CHANGED, but only after the deletions). On success the temp
  * drop is empty, everything is on disk and the journal void. *expunged_out tells, also on failure,
  * whether the deletions are on disk. On failure *pending_out is as with temp_drop_open; if it is
  * false, kept mail is in the temp drop, as if left over, and the arrivals in the spool.

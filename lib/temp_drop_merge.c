@@ -207,11 +207,18 @@ expunge_temp(struct temp_drop *drop, const struct expunge_plan *plan, bool *expu
 static int
 merge(struct temp_drop *drop, bool *pending_out, struct error *error)
 {
+	uint64_t left;
+
 	/* Looked at again: the expunge has written records of its own. */
-	if (temp_drop_begin(drop, pending_out, error) != 0 || temp_drop_identify(drop, error) != 0)
+	if (temp_drop_begin(drop, pending_out, error) != 0 ||
+	    temp_drop_size(drop, drop->temp_fd, &left, error) != 0)
 		return -1;
-	if (drop->record.temp_size == 0)
+	if (left == 0)
 		return 0;
+	if (drop->spool_fd == -1)
+		return error_set(error, ERROR_CHANGED, "there is no spool to put mail back into");
+	if (temp_drop_identify(drop, error) != 0)
+		return -1;
 	return put_all_back(drop, error);
 }
 
