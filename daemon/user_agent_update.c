@@ -240,6 +240,7 @@ expunge(struct update *update, struct error *error)
 {
 	const struct user_agent *agent = update->agent;
 	int mail_fd = update->spool_fd;
+	struct expunge_abilities abilities;
 	struct expunge_plan plan;
 	struct stat status;
 	int result = -1;
@@ -254,7 +255,8 @@ expunge(struct update *update, struct error *error)
 		return -1;
 	if (update->result.deleted == 0 && !agent->temp_drop)
 		return 0; /* another program has deleted them already */
-	if (expunge_plan_make(&update->table, update->deleted, &plan, error) == -1)
+	if (expunge_probe(mail_fd, update->agent->settings->filler, &abilities, error) == -1 ||
+	    expunge_plan_make(&update->table, update->deleted, &abilities, &plan, error) == -1)
 		return -1;
 	if (make_durable(update, error) == 0)
 		result = agent->temp_drop ? user_agent_update_temp_drop(agent, update->spool_fd,
@@ -323,6 +325,11 @@ report_recovery(struct update *update, enum expunge_recovery recovery)
 		update->result.status = UPDATE_TEMPORARY;
 		snprintf(update->result.reason, sizeof update->result.reason,
 		    "the update had not begun: the spool is unchanged");
+		break;
+	case EXPUNGE_COMPLETED_STEP:
+		update->result.status = UPDATE_TEMPORARY;
+		snprintf(update->result.reason, sizeof update->result.reason,
+		    "only a part of the messages was deleted");
 		break;
 	case EXPUNGE_TEMP_DROP:
 		update->result.status = UPDATE_TEMPORARY;

@@ -20,6 +20,7 @@ const struct expunge_limits expunge_default_limits = {
 	.image = EXPUNGE_SINGLE_SHOT_MAX,
 	.gap = EXPUNGE_SINGLE_SHOT_MAX,
 	.journal = EXPUNGE_JOURNAL_SIZE,
+	.sample = 16384,
 };
 
 uint64_t
@@ -83,6 +84,13 @@ static const size_t later_fields[] = {
 	offsetof(struct expunge_record, rooms[2].end),
 	offsetof(struct expunge_record, rooms[3].start),
 	offsetof(struct expunge_record, rooms[3].end),
+	offsetof(struct expunge_record, patch_count),
+	offsetof(struct expunge_record, patch_payload),
+	offsetof(struct expunge_record, cut_start),
+	offsetof(struct expunge_record, cut_length),
+	offsetof(struct expunge_record, seam_end),
+	offsetof(struct expunge_record, behind_hash),
+	offsetof(struct expunge_record, steps_left),
 };
 _Static_assert(JOURNAL_ROOMS == 4, "each room has its fields above");
 
@@ -153,6 +161,8 @@ expunge_payload_size(const struct expunge_record *record)
 {
 	uint64_t end = record->end + record->mark_length;
 
+	if (record->state == JOURNAL_PATCH)
+		return record->patch_payload;
 	if (record->state != JOURNAL_IMAGE)
 		return 0;
 	return end - record->done + 8u * (uint64_t)expunge_block_count(record->done, end);
@@ -207,7 +217,13 @@ record_plausible(const struct expunge_record *record, uint64_t journal_size)
 	    record->old_size > record->known_size || record->done > record->end ||
 	    record->end > record->known_size || record->mark_length > JOURNAL_MARK_MAX ||
 	    record->mark_length > record->known_size - record->end ||
-	    record->program_size > journal_size)
+	    record->program_size > journal_size || record->patch_payload > journal_size)
+		return false;
+	if (record->cut_length > 0 &&
+	    (record->cut_start < record->done || record->cut_start > record->known_size ||
+		record->cut_length > record->known_size - record->cut_start ||
+		record->seam_end < record->cut_start + record->cut_length ||
+		record->seam_end > record->known_size))
 		return false;
 	return expunge_payload_offset(record->program_size) + expunge_payload_size(record) <=
 	       journal_size;

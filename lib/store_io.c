@@ -168,6 +168,41 @@ store_sync(const struct store_io *io, int fd, const char *what, struct error *er
 }
 
 int
+store_sync_all(const struct store_io *io, int fd, const char *what, struct error *error)
+{
+	while (io->operations->fsync(io->context, fd) < 0) {
+		if (errno != EINTR)
+			return error_set_errno(error, errno, "cannot sync %s", what);
+	}
+	return 0;
+}
+
+static int
+seek_to(const struct store_io *io, int fd, off_t offset, int whence, off_t *at_out,
+    const char *what, struct error *error)
+{
+	*at_out = io->operations->seek(io->context, fd, offset, whence);
+	if (*at_out >= 0 || errno == ENXIO)
+		return 0;
+	return error_set_errno(
+	    error, errno, "cannot look for holes of %s at offset %lld", what, (long long)offset);
+}
+
+int
+store_next_hole(const struct store_io *io, int fd, off_t offset, off_t *at_out, const char *what,
+    struct error *error)
+{
+	return seek_to(io, fd, offset, SEEK_HOLE, at_out, what, error);
+}
+
+int
+store_next_data(const struct store_io *io, int fd, off_t offset, off_t *at_out, const char *what,
+    struct error *error)
+{
+	return seek_to(io, fd, offset, SEEK_DATA, at_out, what, error);
+}
+
+int
 store_truncate(const struct store_io *io, int fd, off_t size, const char *what, struct error *error)
 {
 	while (io->operations->ftruncate(io->context, fd, size) < 0) {

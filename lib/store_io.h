@@ -54,6 +54,18 @@ int store_read_some(const struct store_io *io, int fd, void *buffer, size_t size
 int store_write(const struct store_io *io, int fd, const void *buffer, size_t size, off_t offset,
     const char *what, struct error *error);
 
+/* As store_sync, with all metadata (fsync). */
+int store_sync_all(const struct store_io *io, int fd, const char *what, struct error *error);
+
+/*
+ * The first hole at or behind offset, which must be in the file, or its size; the first data there,
+ * or -1 in *at_out when there is none.
+ */
+int store_next_hole(const struct store_io *io, int fd, off_t offset, off_t *at_out,
+    const char *what, struct error *error);
+int store_next_data(const struct store_io *io, int fd, off_t offset, off_t *at_out,
+    const char *what, struct error *error);
+
 /* fdatasync, ftruncate and fstat with the error convention of error.h. */
 int store_sync(const struct store_io *io, int fd, const char *what, struct error *error);
 int store_truncate(

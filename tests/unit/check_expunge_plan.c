@@ -67,7 +67,7 @@ make(const struct spool *spool, unsigned mask, struct expunge_plan *plan, struct
 {
 	uint8_t deleted[4] = { (uint8_t)mask, (uint8_t)(mask >> 8), (uint8_t)(mask >> 16), 0 };
 
-	return expunge_plan_make(&spool->table, deleted, plan, error);
+	return expunge_plan_make(&spool->table, deleted, NULL, plan, error);
 }
 
 /* The new spool, scanned. */
@@ -457,7 +457,7 @@ run_large(int which, unsigned writes)
 	     i += large_cases[which].step)
 		deleted[i / 8] |= (uint8_t)(1u << i % 8);
 	ck_assert_int_eq(pwrite(spool, bytes, LARGE_SPOOL, 0), LARGE_SPOOL);
-	ck_assert_int_eq(expunge_plan_make(&table, deleted, &plan, &error), 0);
+	ck_assert_int_eq(expunge_plan_make(&table, deleted, NULL, &plan, &error), 0);
 	if (expunge_apply(&io, spool, journal, &plan, &pending, &error) != 0) {
 		ck_assert(pending);
 		ck_assert_int_eq(

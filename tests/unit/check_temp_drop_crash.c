@@ -114,8 +114,7 @@ START_TEST(what_others_append_meanwhile_is_kept)
 	unsigned at = 0;
 
 	scene_open(&scene, &scenarios[_i]);
-	scene.exhaustive = 2;
-	scene.samples = 2;
+	scene.effort = (struct model_effort){ .exhaustive = 2, .samples = 2 };
 	scene.nested = false;
 	for (; at < run_with_appends(&scene, at, at, &appended); at++) {
 	}
@@ -132,8 +131,7 @@ START_TEST(what_others_append_twice_is_kept)
 	unsigned at = 0;
 
 	scene_open(&scene, &scenarios[_i]);
-	scene.exhaustive = 1;
-	scene.samples = 1;
+	scene.effort = (struct model_effort){ .exhaustive = 1, .samples = 1 };
 	scene.nested = false;
 	for (unsigned distance = 1; distance <= 2; distance++)
 		for (at = 0; at < run_with_appends(&scene, at, at + distance, &appended); at++) {
@@ -180,8 +178,7 @@ START_TEST(an_end_that_is_given_up_is_undone)
 	unsigned given_up = 0;
 
 	scene_open(&scene, &scenarios[_i]);
-	scene.exhaustive = 1;
-	scene.samples = 1;
+	scene.effort = (struct model_effort){ .exhaustive = 1, .samples = 1 };
 	scene.nested = false;
 	for (unsigned appends = 3; appends <= 10; appends += 2) {
 		struct follower follower = { .scene = &scene, .appends = appends };
@@ -266,8 +263,7 @@ START_TEST(what_others_append_in_recovery_is_kept)
 	bool pending;
 
 	scene_open(&scene, &scenarios[_i]);
-	scene.exhaustive = 1;
-	scene.samples = 1;
+	scene.effort = (struct model_effort){ .exhaustive = 1, .samples = 1 };
 	scene.nested = false;
 	store = scene_store(&scene);
 	if (!scene.scenario->opening)

@@ -17,8 +17,7 @@ static void
 open_scene(struct scene *scene, int number)
 {
 	scene_open(scene, &scenarios[number]);
-	scene->exhaustive = 2;
-	scene->samples = 2;
+	scene->effort = (struct model_effort){ .exhaustive = 2, .samples = 2 };
 	scene->nested = false;
 }
 

@@ -120,6 +120,7 @@ model_after_crash(const struct model_store *store, const struct model_crash *cra
 	*whole_out = true;
 	after->no_collapse = store->no_collapse;
 	after->no_clone = store->no_clone;
+	after->punch_backwards = store->punch_backwards;
 	for (int i = 0; i < MODEL_FILES; i++) {
 		after->files[i].inode = store->files[i].inode;
 		after->files[i].seen = store->files[i].durable;
@@ -274,21 +275,35 @@ visit_samples(struct tour *tour, unsigned samples)
 	}
 }
 
+static void
+visit_pairs(struct tour *tour)
+{
+	for (size_t a = 0; a < tour->blocks; a++) {
+		for (size_t b = a + 1; b < tour->blocks; b++) {
+			for (size_t i = 0; i < tour->blocks; i++)
+				tour->crash.keep[i] = i != a && i != b;
+			visit_sizes(tour);
+		}
+	}
+}
+
 void
-model_each_crash(const struct model_store *store, size_t exhaustive, unsigned samples,
+model_each_crash(const struct model_store *store, const struct model_effort *effort,
     model_visit *visit, void *argument)
 {
 	struct tour tour = { .store = store, .visit = visit, .argument = argument };
 
 	tour.blocks = model_block_changes(store);
-	if (tour.blocks <= exhaustive) {
+	if (tour.blocks <= effort->exhaustive) {
 		visit_all(&tour);
 		return;
 	}
 	visit_ordered(&tour);
 	visit_single(&tour, false);
 	visit_single(&tour, true);
-	visit_samples(&tour, samples);
+	if (effort->pairs)
+		visit_pairs(&tour);
+	visit_samples(&tour, effort->samples);
 }
 
 uint64_t

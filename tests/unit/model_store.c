@@ -1,6 +1,7 @@
 /* The model file system: see model_store.h. Test code; every misuse aborts. */
 #include "config.h"
 
+#include "lib/expunge_journal.h"
 #include "tests/unit/model_store.h"
 
 #include <errno.h>
@@ -194,8 +195,14 @@ begin(struct model_store *store, enum model_operation operation)
 static void
 changed(struct model_store *store)
 {
+	struct model_mutation *mutation = &store->mutation;
+
 	if (store->after != NULL)
 		store->after(store, store->argument);
+	if (mutation->delayed && store->operation != MODEL_SYNC) {
+		mutation->delayed = false;
+		flush(store, mutation->file);
+	}
 }
 
 static ssize_t
@@ -214,11 +221,32 @@ model_pread(void *context, int fd, void *buffer, size_t size, off_t offset)
 	return (ssize_t)got;
 }
 
+/* A header of the journal in which one number is zero, as if it had been meant so. */
+static const void *
+mutate(const struct model_store *store, int fd, const void *buffer, size_t size, off_t offset,
+    unsigned char copy[JOURNAL_SLOT_SIZE])
+{
+	size_t end = JOURNAL_SLOT_SIZE - sizeof(uint64_t);
+	uint64_t magic;
+	uint64_t hash;
+
+	if (store->mutation.kind != MODEL_CLEAR_FIELD || fd != MODEL_JOURNAL ||
+	    size != JOURNAL_SLOT_SIZE || (offset != 0 && offset != JOURNAL_SLOT_DISTANCE))
+		return buffer;
+	memcpy(copy, buffer, size);
+	memset(copy + (1 + store->mutation.number) * sizeof(uint64_t), 0, sizeof(uint64_t));
+	memcpy(&magic, copy, sizeof magic);
+	hash = expunge_hash(magic, copy, end);
+	memcpy(copy + end, &hash, sizeof hash);
+	return copy;
+}
+
 static ssize_t
 model_pwrite(void *context, int fd, const void *buffer, size_t size, off_t offset)
 {
 	struct model_store *store = context;
 	size_t half = size / 2 / MODEL_BLOCK * MODEL_BLOCK;
+	unsigned char copy[JOURNAL_SLOT_SIZE];
 
 	if (begin(store, MODEL_WRITE)) {
 		if (store->fault != MODEL_FAIL_SHORT || half == 0)
@@ -229,6 +257,7 @@ model_pwrite(void *context, int fd, const void *buffer, size_t size, off_t offse
 		half -= (size_t)offset % MODEL_BLOCK;
 		size = half;
 	}
+	buffer = mutate(store, fd, buffer, size, offset, copy);
 	change_bytes(store, fd, buffer, size, (size_t)offset, false);
 	changed(store);
 	return (ssize_t)size;
@@ -250,6 +279,7 @@ static int
 model_fdatasync(void *context, int fd)
 {
 	struct model_store *store = context;
+	struct model_mutation *mutation = &store->mutation;
 
 	if (begin(store, MODEL_SYNC)) {
 		for (size_t i = 0; i < store->change_count; i++)
@@ -258,7 +288,11 @@ model_fdatasync(void *context, int fd)
 		return -1;
 	}
 	store->syncs[fd]++;
-	flush(store, fd);
+	if ((mutation->kind == MODEL_DROP_SYNC || mutation->kind == MODEL_DELAY_SYNC) &&
+	    mutation->file == fd && mutation->number == store->syncs[fd])
+		mutation->delayed = mutation->kind == MODEL_DELAY_SYNC;
+	else
+		flush(store, fd);
 	changed(store);
 	return 0;
 }
@@ -291,7 +325,8 @@ collapse(struct model_store *store, int fd, size_t offset, size_t length)
 
 	flush_data(store, fd, first);
 	for (size_t i = 0; i < count; i++) {
-		struct model_change punch = { .kind = MODEL_PUNCH, .block = first + i };
+		size_t block = store->punch_backwards ? first + count - 1 - i : first + i;
+		struct model_change punch = { .kind = MODEL_PUNCH, .block = block };
 
 		change_metadata(store, fd, &punch);
 	}
@@ -456,6 +491,7 @@ model_copy(const struct model_store *store)
 	copy->after = NULL;
 	copy->before = NULL;
 	copy->fault = MODEL_NO_FAULT;
+	copy->mutation.kind = MODEL_NO_MUTATION;
 	for (size_t i = 0; i < copy->change_count; i++) {
 		const unsigned char *bytes = store->changes[i].bytes;
 

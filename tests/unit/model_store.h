@@ -83,6 +83,22 @@ enum model_operation {
 	MODEL_CLONE
 };
 
+/* What a test breaks on purpose, to see that it would be noticed. */
+enum model_mutation_kind {
+	MODEL_NO_MUTATION,
+	MODEL_DROP_SYNC,   /* sync `number` (from 1) of the file does nothing, and says it did */
+	MODEL_DELAY_SYNC,  /* it is made only after the next change */
+	MODEL_CLEAR_FIELD, /* number `number` of each header of the journal is zero, checksum right
+			    */
+};
+
+struct model_mutation {
+	enum model_mutation_kind kind;
+	int file;
+	unsigned number;
+	bool delayed; /* a sync is yet to be made */
+};
+
 struct model_store {
 	struct model_file files[MODEL_FILES];
 	struct model_change changes[MODEL_PENDING];
@@ -96,10 +112,12 @@ struct model_store {
 	int fault_errno;
 	int no_collapse; /* errno with which it is refused; 0: the file system can do it */
 	int no_clone;
+	bool punch_backwards; /* a collapse punches its last block first */
 	/* Called before each operation, and after each one that changes something; may be NULL. */
 	void (*before)(struct model_store *store, void *argument);
 	void (*after)(struct model_store *store, void *argument);
 	void *argument;
+	struct model_mutation mutation;
 	enum model_operation operation; /* the present one */
 	enum model_operation previous;
 };
@@ -142,13 +160,20 @@ struct model_store *model_copy(const struct model_store *store);
 struct model_store *model_after_crash(
     const struct model_store *store, const struct model_crash *crash, bool *whole_out);
 
+/* How many crashes of an instant are looked at. */
+struct model_effort {
+	size_t exhaustive; /* block changes, of which every subset is */
+	bool pairs;	   /* if there are more: each pair of them lost */
+	unsigned samples;  /* and so many random subsets */
+};
+
 /*
- * Call visit with what a crash at this instant may leave; it takes over the store. All of it if
- * there are at most `exhaustive` block changes; else all first parts, each block alone lost, each
- * alone kept, and samples more; each of them with every first part of the steps of metadata.
+ * Call visit with what a crash at this instant may leave; it takes over the store. Every subset of
+ * the block changes if there are few; else all first parts, each block alone lost, each alone kept,
+ * pairs and samples; each of them with every first part of the steps of metadata.
  */
 typedef void model_visit(struct model_store *after, bool whole, void *argument);
-void model_each_crash(const struct model_store *store, size_t exhaustive, unsigned samples,
+void model_each_crash(const struct model_store *store, const struct model_effort *effort,
     model_visit *visit, void *argument);
 
 /*
@@ -173,7 +198,7 @@ bool model_append_fits(const char *found, size_t size, const char *appended, boo
 uint64_t model_hash(const struct model_store *store);
 
 /* Remember a hash in a table of MODEL_SEEN_SLOTS zeros; whether it was there before. */
-#define MODEL_SEEN_SLOTS ((size_t)1 << 20)
+#define MODEL_SEEN_SLOTS ((size_t)1 << 22)
 bool model_seen_before(uint64_t *seen, uint64_t hash);
 
 #endif

@@ -107,7 +107,7 @@ plan_deletions(struct scene *scene)
 
 	model_scan(before->temp, before->temp_size, &table);
 	ck_assert_uint_eq(table.count, scene->scenario->temp);
-	ck_assert_int_eq(expunge_plan_make(&table, deleted, &scene->plan, &error), 0);
+	ck_assert_int_eq(expunge_plan_make(&table, deleted, NULL, &scene->plan, &error), 0);
 	mbox_table_free(&table);
 	rendered = model_render(&scene->plan, before->temp);
 	memcpy(after->temp, rendered, scene->plan.new_size);
@@ -149,8 +149,7 @@ scene_open(struct scene *scene, const struct scenario *scenario)
 	if (scenario->opening)
 		scene->slack = first->spool_size;
 	scene->seen = calloc(MODEL_SEEN_SLOTS, sizeof *scene->seen);
-	scene->exhaustive = 10;
-	scene->samples = 24;
+	scene->effort = (struct model_effort){ .exhaustive = 10, .pairs = true, .samples = 24 };
 	scene->nested = true;
 }
 
@@ -363,7 +362,9 @@ visit_inner(struct model_store *after, bool whole, void *argument)
 static void
 crash_in_recovery(struct model_store *store, void *argument)
 {
-	model_each_crash(store, 2, 2, visit_inner, argument);
+	const struct model_effort effort = { .exhaustive = 2, .samples = 2 };
+
+	model_each_crash(store, &effort, visit_inner, argument);
 }
 
 static void
@@ -396,5 +397,5 @@ scene_crash(struct model_store *store, void *argument)
 {
 	struct scene *scene = argument;
 
-	model_each_crash(store, scene->exhaustive, scene->samples, visit_outer, scene);
+	model_each_crash(store, &scene->effort, visit_outer, scene);
 }

@@ -57,12 +57,11 @@ struct scene {
 	 * the cut in front of them, the engine of the expunge takes that for a cut that was made.
 	 */
 	size_t slack;
-	bool committed;	   /* the deletions are decided */
-	bool expunged;	   /* scene_run said that the deletions are on disk */
-	bool settled;	   /* a recovery said that it is through: nothing may be pending */
-	bool nested;	   /* stop inside recovery as well */
-	size_t exhaustive; /* see model_each_crash */
-	unsigned samples;
+	bool committed; /* the deletions are decided */
+	bool expunged;	/* scene_run said that the deletions are on disk */
+	bool settled;	/* a recovery said that it is through: nothing may be pending */
+	bool nested;	/* stop inside recovery as well */
+	struct model_effort effort;
 	uint64_t *seen; /* hashes of states that were looked at */
 	unsigned states;
 };
