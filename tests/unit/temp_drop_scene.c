@@ -321,23 +321,30 @@ is_kept(const struct scene *scene, const struct model_store *store)
 	return false;
 }
 
-bool
-scene_judge(const struct scene *scene, const struct model_store *store,
-    enum expunge_recovery result, bool whole, const char *late)
+void
+scene_expect(struct scene *scene, bool condition, const char *text)
 {
-	const char *name = scene->scenario->name;
+	if (!condition && scene->failure == NULL)
+		scene->failure = text;
+	ck_assert_msg(condition || scene->broken, "%s: %s", scene->scenario->name, text);
+}
+
+bool
+scene_judge(struct scene *scene, const struct model_store *store, enum expunge_recovery result,
+    bool whole, const char *late)
+{
 	unsigned outcome = scene_outcome(scene, store, whole, late);
 
 	if (result == EXPUNGE_FOREIGN && scene->failing && !whole) {
-		ck_assert_msg(is_kept(scene, store), "%s: mail was lost", name);
+		scene_expect(scene, is_kept(scene, store), "mail was lost");
 		return false;
 	}
-	ck_assert_msg(result != EXPUNGE_FOREIGN, "%s: own work not recognised", name);
-	ck_assert_msg(outcome < OUTCOMES, "%s: messages were lost, doubled or changed", name);
-	ck_assert_msg(outcome > OUTCOME_UNTOUCHED || !scene->committed,
-	    "%s: a decided deletion was undone", name);
-	ck_assert_msg(result == EXPUNGE_NOTHING_PENDING || !scene->settled,
-	    "%s: the journal was not void on disk", name);
+	scene_expect(scene, result != EXPUNGE_FOREIGN, "own work not recognised");
+	scene_expect(scene, outcome < OUTCOMES, "messages were lost, doubled or changed");
+	scene_expect(scene, outcome > OUTCOME_UNTOUCHED || !scene->committed,
+	    "a decided deletion was undone");
+	scene_expect(scene, result == EXPUNGE_NOTHING_PENDING || !scene->settled,
+	    "the journal was not void on disk");
 	return true;
 }
 
@@ -366,16 +373,16 @@ void
 scene_recover_and_judge(
     struct scene *scene, struct model_store *store, bool whole, const char *late)
 {
-	enum expunge_recovery result;
+	enum expunge_recovery result = EXPUNGE_NOTHING_PENDING;
 	struct error error = { 0 };
 
-	ck_assert_msg(scene_recover(store, &result, &error) == 0, "%s: %s", scene->scenario->name,
-	    error.text);
+	scene_expect(scene, scene_recover(store, &result, &error) == 0, "recovery failed");
 	if (!scene_judge(scene, store, result, whole, late))
 		return;
 	/* Nothing is left to do, even if the machine stops now. */
-	ck_assert_int_eq(scene_recover(store, &result, &error), 0);
-	ck_assert_int_eq(result, EXPUNGE_NOTHING_PENDING);
+	scene_expect(scene,
+	    scene_recover(store, &result, &error) == 0 && result == EXPUNGE_NOTHING_PENDING,
+	    "recovery left something to do");
 }
 
 /* What the inner crashes need to know of the outer one. */
@@ -431,5 +438,7 @@ scene_crash(struct model_store *store, void *argument)
 {
 	struct scene *scene = argument;
 
+	if (scene->failure != NULL)
+		return;
 	model_each_crash(store, scene->exhaustive, scene->samples, visit_outer, scene);
 }

@@ -68,7 +68,9 @@ struct scene {
 	bool nested;	   /* stop inside recovery as well */
 	size_t exhaustive; /* see model_each_crash */
 	unsigned samples;
-	uint64_t *seen; /* hashes of states that were looked at */
+	bool broken;	     /* on purpose, to see that it is noticed */
+	const char *failure; /* the first that was noticed, or NULL */
+	uint64_t *seen;	     /* hashes of states that were looked at */
 	unsigned states;
 };
 
@@ -99,9 +101,12 @@ void scene_append_beside_room(struct model_store *store, void *follower);
 unsigned scene_outcome(
     const struct scene *scene, const struct model_store *store, bool whole, const char *late);
 
+/* Assert; or only note it, in a scene that is broken on purpose. text is static. */
+void scene_expect(struct scene *scene, bool condition, const char *text);
+
 /* Assert that recovery left one of the outcomes that are allowed now. False: it is not through. */
-bool scene_judge(const struct scene *scene, const struct model_store *store,
-    enum expunge_recovery result, bool whole, const char *late);
+bool scene_judge(struct scene *scene, const struct model_store *store, enum expunge_recovery result,
+    bool whole, const char *late);
 
 /* Recover and judge; twice, for then there must be nothing left to do. */
 void scene_recover_and_judge(
