@@ -76,6 +76,13 @@ static const size_t later_fields[] = {
 	offsetof(struct expunge_record, temp_inode),
 	offsetof(struct expunge_record, temp_size),
 	offsetof(struct expunge_record, temp_hash),
+	offsetof(struct expunge_record, patch_count),
+	offsetof(struct expunge_record, patch_payload),
+	offsetof(struct expunge_record, cut_start),
+	offsetof(struct expunge_record, cut_length),
+	offsetof(struct expunge_record, seam_end),
+	offsetof(struct expunge_record, behind_hash),
+	offsetof(struct expunge_record, steps_left),
 	offsetof(struct expunge_record, rooms[0].start),
 	offsetof(struct expunge_record, rooms[0].end),
 	offsetof(struct expunge_record, rooms[1].start),
@@ -84,13 +91,6 @@ static const size_t later_fields[] = {
 	offsetof(struct expunge_record, rooms[2].end),
 	offsetof(struct expunge_record, rooms[3].start),
 	offsetof(struct expunge_record, rooms[3].end),
-	offsetof(struct expunge_record, patch_count),
-	offsetof(struct expunge_record, patch_payload),
-	offsetof(struct expunge_record, cut_start),
-	offsetof(struct expunge_record, cut_length),
-	offsetof(struct expunge_record, seam_end),
-	offsetof(struct expunge_record, behind_hash),
-	offsetof(struct expunge_record, steps_left),
 };
 _Static_assert(JOURNAL_ROOMS == 4, "each room has its fields above");
 

@@ -142,30 +142,10 @@ START_TEST(what_others_append_twice_is_kept)
 }
 END_TEST
 
-/* Somebody who appends whenever room is made, and directly behind it. */
-struct follower {
-	struct scene *scene;
-	unsigned appends; /* how many */
-	unsigned done;
-};
-
-static void
-append_beside_room(struct model_store *store, void *argument)
-{
-	struct follower *follower = argument;
-
-	if (follower->done == follower->appends ||
-	    (store->operation != MODEL_ALLOCATE && store->previous != MODEL_ALLOCATE))
-		return;
-	/* Ever shorter, so that each leaves something of the room that was made for the others. */
-	scene_append(follower->scene, store, SCENE_APPENDED + follower->done / 2 * 12);
-	follower->done++;
-}
-
 static void
 crash_beside_follower(struct model_store *store, void *argument)
 {
-	struct follower *follower = argument;
+	struct scene_follower *follower = argument;
 
 	crash_here(store, follower->scene);
 }
@@ -181,13 +161,13 @@ START_TEST(an_end_that_is_given_up_is_undone)
 	scene.effort = (struct model_effort){ .exhaustive = 1, .samples = 1 };
 	scene.nested = false;
 	for (unsigned appends = 3; appends <= 10; appends += 2) {
-		struct follower follower = { .scene = &scene, .appends = appends };
+		struct scene_follower follower = { .scene = &scene, .appends = appends };
 		struct model_store *store = scene_store(&scene);
 		bool pending;
 		bool failed;
 
 		scene.appended[0] = '\0';
-		store->before = append_beside_room;
+		store->before = scene_append_beside_room;
 		store->after = crash_beside_follower;
 		store->argument = &follower;
 		failed = scene_run(&scene, store, &pending, &error) != 0;

@@ -31,6 +31,7 @@ recover_after_fault(struct scene *scene, struct model_store *store, bool pending
 	struct error error = { 0 };
 
 	store->fault = MODEL_NO_FAULT;
+	store->before = NULL;
 	scene_crash(store, scene);
 	store->after = scene_crash;
 	store->argument = scene;
@@ -64,25 +65,43 @@ run_with_fault(struct scene *scene, struct model_store *store)
 	return failed;
 }
 
-START_TEST(a_failing_disk_loses_nothing)
+/* All faults at all operations, beside somebody who appends so often. */
+static void
+fail_everywhere(int number, unsigned appends)
 {
 	struct scene scene;
 	unsigned runs = 0;
-	bool failed = true;
+	bool more = true;
 
-	open_scene(&scene, _i);
-	for (unsigned which = 0; which < MODEL_FAULTS; which++, failed = true)
-		for (unsigned at = 0; failed; at++, runs++) {
+	open_scene(&scene, number);
+	scene.failing = appends > 0;
+	for (unsigned which = 0; which < MODEL_FAULTS; which++, more = true)
+		for (unsigned at = 0; more; at++, runs++) {
+			struct scene_follower follower = { .scene = &scene, .appends = appends };
 			struct model_store *store = scene_store(&scene);
 
+			scene.appended[0] = '\0';
+			store->before = scene_append_beside_room;
+			store->argument = &follower;
 			model_set_fault(store, which, at);
 			/* A clone that fails is no failure. */
-			failed = run_with_fault(&scene, store) || store->operations > at;
+			more = run_with_fault(&scene, store) || store->operations > at;
 			model_free(store);
 		}
-	printf(
-	    "failing disk, %s: %u faults, %u states\n", scene.scenario->name, runs, scene.states);
+	printf("failing disk, %u appends, %s: %u faults, %u states\n", appends,
+	    scene.scenario->name, runs, scene.states);
 	scene_close(&scene);
+}
+
+START_TEST(a_failing_disk_loses_nothing)
+{
+	fail_everywhere(_i, 0);
+}
+END_TEST
+
+START_TEST(a_failing_disk_loses_nothing_that_is_appended)
+{
+	fail_everywhere(_i, 4);
 }
 END_TEST
 
@@ -546,6 +565,8 @@ main(void)
 	int failed;
 
 	tcase_add_loop_test(cases, a_failing_disk_loses_nothing, 0, scenario_count);
+	tcase_add_loop_test(
+	    cases, a_failing_disk_loses_nothing_that_is_appended, 0, scenario_count);
 	tcase_add_loop_test(cases, an_interrupted_call_is_repeated, 0, scenario_count);
 	tcase_add_loop_test(cases, a_quota_is_as_good_as_a_full_disk, 0, scenario_count);
 	tcase_add_loop_test(cases, a_file_system_without_fallocate_is_refused, 0, scenario_count);

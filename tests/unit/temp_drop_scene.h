@@ -57,12 +57,19 @@ struct scene {
 	 * the cut in front of them, the engine of the expunge takes that for a cut that was made.
 	 */
 	size_t slack;
+	/*
+	 * The disk has failed to write what others appended: then the journal may be kept as
+	 * foreign, for their mail is not what it was.
+	 */
+	bool failing;
 	bool committed; /* the deletions are decided */
 	bool expunged;	/* scene_run said that the deletions are on disk */
 	bool settled;	/* a recovery said that it is through: nothing may be pending */
 	bool nested;	/* stop inside recovery as well */
 	struct model_effort effort;
-	uint64_t *seen; /* hashes of states that were looked at */
+	bool broken;	     /* on purpose, to see that it is noticed */
+	const char *failure; /* the first that was noticed, or NULL */
+	uint64_t *seen;	     /* hashes of states that were looked at */
 	unsigned states;
 };
 
@@ -81,13 +88,24 @@ int scene_recover_files(struct model_store *store, int spool_fd, int temp_fd,
 /* Others append to the spool now. */
 void scene_append(struct scene *scene, struct model_store *store, const char *text);
 
+/* Somebody who appends whenever room is made, and directly behind it: a hook for `before`. */
+struct scene_follower {
+	struct scene *scene;
+	unsigned appends; /* how many */
+	unsigned done;
+};
+void scene_append_beside_room(struct model_store *store, void *follower);
+
 /* Which outcome this is; OUTCOMES if none: then something was lost, doubled or changed. */
 unsigned scene_outcome(
     const struct scene *scene, const struct model_store *store, bool whole, const char *late);
 
-/* Assert that recovery left one of the outcomes that are allowed now. */
-void scene_judge(const struct scene *scene, const struct model_store *store,
-    enum expunge_recovery result, bool whole, const char *late);
+/* Assert; or only note it, in a scene that is broken on purpose. text is static. */
+void scene_expect(struct scene *scene, bool condition, const char *text);
+
+/* Assert that recovery left one of the outcomes that are allowed now. False: it is not through. */
+bool scene_judge(struct scene *scene, const struct model_store *store, enum expunge_recovery result,
+    bool whole, const char *late);
 
 /* Recover and judge; twice, for then there must be nothing left to do. */
 void scene_recover_and_judge(
