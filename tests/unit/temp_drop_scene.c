@@ -229,7 +229,7 @@ scene_append_beside_room(struct model_store *store, void *argument)
 	    (store->operation != MODEL_ALLOCATE && store->previous != MODEL_ALLOCATE))
 		return;
 	/* Ever shorter, so that each leaves something of the room that was made for the others. */
-	scene_append(follower->scene, store, SCENE_APPENDED + follower->done / 2 * 12);
+	scene_append(follower->scene, store, &SCENE_APPENDED[follower->done / 2 * 12]);
 	follower->done++;
 }
 
