@@ -3,13 +3,15 @@
  *
  * A pure planner turns (table, deleted set) into segments: what is kept, what is inserted. The
  * executor applies them through a struct store_io (so that tests can stop it after every single
- * operation), by one of three strategies (design, section 5.1):
+ * operation), by one of these strategies (design, section 5.1):
  *
  *   truncate     only a suffix goes, or everything: ftruncate under the journal
  *   single shot  what follows the first change is at most EXPUNGE_SINGLE_SHOT_MAX: the final image
  *                is journalled and synced, then written in place, then the spool is cut
- *   phased move  anything else: blocks move down, each phase journalled; nothing at or above the
- *                read offset of the last durable record is ever overwritten
+ *   collapse     a few runs of messages go: the file system takes whole blocks out, a filler field
+ * in the message behind takes up the rest; nothing else moves clone        as a phased move, but
+ * blocks are shared with their old places phased move  anything else: blocks move down, each phase
+ * journalled; nothing at or above the read offset of the last durable record is ever overwritten
  *
  * The caller holds session lock, dot-lock and kernel locks throughout, also across a crash of the
  * calling process; expunge_recover finishes or undoes what a journal says. Bytes appended beyond
@@ -94,6 +96,26 @@ struct expunge_plan {
 int expunge_plan_make(const struct mbox_table *table, const uint8_t *deleted,
     const struct expunge_abilities *abilities, struct expunge_plan *plan_out, struct error *error);
 void expunge_plan_free(struct expunge_plan *plan);
+
+/* Bytes of a kept message that are to become others, of any length. */
+struct expunge_replacement {
+	uint64_t offset;   /* in the old spool, behind the message's prefix */
+	uint64_t length;   /* bytes that go */
+	const char *bytes; /* that come instead */
+	size_t size;	   /* bytes of them */
+};
+
+/*
+ * Let a plan made of this table and these deletions make replacements too, in the order of their
+ * offsets and without overlap. Those in deleted messages are ignored. Bit i of dropped_out (a bit
+ * for each) says that replacement i is not part of the plan: it lies before the first deletion,
+ * there is no room (nothing may ever stand behind where it stood), or the plan does not rewrite
+ * what is behind the first deletion. Such ones as keep the length can be made by expunge_edit,
+ * before the plan is applied.
+ */
+int expunge_plan_replace(const struct mbox_table *table, const uint8_t *deleted,
+    const struct expunge_replacement *replacements, size_t count, struct expunge_plan *plan,
+    uint8_t *dropped_out, struct error *error);
 
 /*
  * Apply the plan to the spool behind spool_fd (O_RDWR) with the journal behind journal_fd (O_RDWR,

@@ -4,7 +4,6 @@
  */
 #include "config.h"
 
-#include "lib/expunge_filler.h"
 #include "lib/expunge_journal.h"
 
 #include <errno.h>
@@ -12,6 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <xxhash.h>
+
+#include "lib/mbox_filler.h"
 
 #define SPOOL_WHAT "spool"
 #define PIECE	   65536u /* bytes read at once */
@@ -29,7 +30,7 @@ expunge_cut_find(const struct expunge_abilities *abilities, const struct expunge
 	for (cut.length = room / block * block; cut.length > 0; cut.length -= block) {
 		cut.filler = room - cut.length;
 		if (cut.start + cut.length < size &&
-		    (cut.filler == 0 || (abilities->filler && expunge_filler_possible(cut.filler))))
+		    (cut.filler == 0 || (abilities->filler && mbox_filler_possible(cut.filler))))
 			break;
 	}
 	cut.seam_end = step->end + separator + filler;
@@ -47,6 +48,7 @@ struct head {
 	unsigned char *bytes; /* heap */
 	uint64_t separator;   /* bytes of its separator line */
 	uint64_t filler;      /* bytes of its filler */
+	bool may_fill;	      /* a filler may stand before its content */
 };
 
 /* Read the prefix; its form must be what the plan says. */
@@ -56,17 +58,25 @@ read_head(const struct expunge_move *move, const struct expunge_step *step, stru
 {
 	const unsigned char *line_end;
 
-	head->bytes = malloc(step->prefix_length + 1u);
+	size_t size = step->prefix_length + 1u; /* and the first octet of the content */
+	uint64_t nonce;
+
+	head->bytes = malloc(size);
 	if (head->bytes == NULL)
 		return error_set(error, ERROR_LIMIT, "no memory for an expunge");
-	if (store_read(move->io, move->spool_fd, head->bytes, step->prefix_length, (off_t)step->end,
+	if (store_read_some(move->io, move->spool_fd, head->bytes, size, (off_t)step->end, &size,
 		SPOOL_WHAT, error) != 0)
 		return -1;
+	if (size < step->prefix_length)
+		return error_set(error, ERROR_CHANGED, "spool has shrunk since it was indexed");
+	head->may_fill = size > step->prefix_length &&
+			 mbox_filler_may_precede((char)head->bytes[step->prefix_length]);
 	line_end = memchr(head->bytes, '\n', step->prefix_length);
 	head->separator = line_end != NULL ? (uint64_t)(line_end + 1 - head->bytes) : 0;
 	head->filler = step->prefix_length - head->separator;
 	if (head->separator <= JOURNAL_MARK_SIZE || memcmp(head->bytes, "From ", 5) != 0 ||
-	    expunge_filler_length(head->bytes + head->separator, head->filler) != head->filler)
+	    mbox_filler_parse((const char *)head->bytes + head->separator, head->filler, &nonce) !=
+		head->filler)
 		return error_set(error, ERROR_CHANGED,
 		    "spool was changed: a message does not begin as it was indexed");
 	return 0;
@@ -90,7 +100,7 @@ make_image(const struct expunge_move *move, const struct expunge_step *step,
 	*image_out = image;
 	memcpy(image, head->bytes, head->separator);
 	if (cut->filler > 0)
-		expunge_filler_make(image + head->separator, cut->filler, nonce);
+		mbox_filler_make(nonce, (char *)image + head->separator, cut->filler);
 	return store_read(move->io, move->spool_fd, image + made, size - made,
 	    (off_t)(step->end + head->separator + head->filler), SPOOL_WHAT, error);
 }
@@ -132,13 +142,15 @@ make_seam(struct expunge_move *move, const struct expunge_abilities *abilities,
     const struct expunge_step *step, struct expunge_record *record, struct expunge_cut *cut_out,
     struct error *error)
 {
+	struct expunge_abilities usable = *abilities;
 	struct head head = { 0 };
 	unsigned char *image = NULL;
 	int result = -1;
 
 	if (read_head(move, step, &head, error) != 0)
 		goto out;
-	expunge_cut_find(abilities, step, head.separator, head.filler, move->known_size, cut_out);
+	usable.filler = usable.filler && head.may_fill;
+	expunge_cut_find(&usable, step, head.separator, head.filler, move->known_size, cut_out);
 	if (cut_out->length == 0) {
 		result = 0;
 		goto out;

@@ -445,7 +445,8 @@ expunge_hash_blocks(const struct expunge_move *move, const struct expunge_record
 
 /* ---- boundaries: looked at before the commit point, and by recovery ---- */
 
-/* Whether a message begins at offset; blank bytes may stand before the first one of a spool. */
+/* Whether a message begins at offset (of mbox, or of MMDF); blank bytes may stand before the first
+ * one of a spool. */
 static int
 check_boundary(const struct expunge_move *move, uint64_t offset, bool *intact, struct error *error)
 {
@@ -457,7 +458,8 @@ check_boundary(const struct expunge_move *move, uint64_t offset, bool *intact, s
 		return -1;
 	if (offset == 0 && got > 0 && (bytes[0] == '\0' || bytes[0] == '\n'))
 		return 0;
-	if (got != sizeof bytes || memcmp(bytes, "From ", sizeof bytes) != 0)
+	if (got != sizeof bytes || (memcmp(bytes, "From ", sizeof bytes) != 0 &&
+				       memcmp(bytes, "\1\1\1\1\n", sizeof bytes) != 0))
 		*intact = false;
 	return 0;
 }

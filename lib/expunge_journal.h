@@ -352,6 +352,10 @@ int expunge_resume_collapse(
 int expunge_plan_make_limited(const struct mbox_table *table, const uint8_t *deleted,
     const struct expunge_abilities *abilities, const struct expunge_limits *limits,
     struct expunge_plan *plan_out, struct error *error);
+int expunge_plan_replace_limited(const struct mbox_table *table, const uint8_t *deleted,
+    const struct expunge_replacement *replacements, size_t count,
+    const struct expunge_limits *limits, struct expunge_plan *plan, uint8_t *dropped_out,
+    struct error *error);
 int expunge_apply_limited(const struct store_io *io, int spool_fd, int journal_fd,
     const struct expunge_plan *plan, const struct expunge_limits *limits, bool *pending_out,
     struct error *error);

@@ -1,7 +1,6 @@
 /*
  * Planning an expunge: from a table and a set of deleted messages to the parts of the new spool.
- * Runs in the user agent and the tools; no I/O. Trusts the table, which is our own; the bytes of a
- * plan that come back out of a journal are checked.
+ * Runs in the user agent and the tools; no I/O. Trusts the table, which is our own.
  *
  * Unique-ids (RFC 1939 section 7) must survive. A survivor whose id would come out differently once
  * the deleted messages are gone gets it written into its header. Which ones these are is found by
@@ -19,7 +18,6 @@
 
 #define FIELD_NAME     "X-UIDL: "
 #define FIELD_MAX      (sizeof FIELD_NAME - 1 + UIDL_MAX_LENGTH + 1) /* bytes with its LF */
-#define VARINT_MAX     10u					     /* bytes of a 64-bit number */
 #define FIRST_CAPACITY 16u					     /* segments */
 
 /* The spool as the next scan will see it. */
@@ -38,6 +36,10 @@ struct builder {
 	uint32_t capacity;
 	size_t text_size;
 	uint64_t source_end; /* of the last kept part */
+	const struct expunge_replacement *replacements;
+	size_t replacement_count;
+	size_t next_replacement; /* the first that is not behind us */
+	uint8_t *dropped;	 /* a bit for each that is not made */
 };
 
 static bool
@@ -251,6 +253,65 @@ insert_field(struct builder *builder, const struct mbox_table *table,
 	return 0;
 }
 
+/* Whether the replacement can be made without running ahead of the old spool, behind a deletion. */
+static bool
+replacement_fits(
+    const struct builder *builder, const struct expunge_replacement *replacement, uint64_t end)
+{
+	uint64_t at = builder->plan->new_size;
+
+	if (replacement->length > end - replacement->offset ||
+	    replacement->offset < builder->plan->first_change)
+		return false;
+	/* What is kept up to it comes before it. */
+	at += replacement->offset - builder->source_end + replacement->size;
+	return at <= replacement->offset + replacement->length;
+}
+
+static int
+replace(struct builder *builder, const struct expunge_replacement *replacement, struct error *error)
+{
+	/* An empty text too: it says that no message begins behind it. */
+	struct expunge_segment segment = {
+		.text = builder->plan->text + builder->text_size,
+		.length = replacement->size,
+	};
+
+	if (replacement->size > 0)
+		memcpy(builder->plan->text + builder->text_size, replacement->bytes,
+		    replacement->size);
+	builder->text_size += replacement->size;
+	builder->source_end = replacement->offset + replacement->length;
+	return append_segment(builder, &segment, error);
+}
+
+/* Keep a part of a message but for what is replaced in it. */
+static int
+keep_replacing(struct builder *builder, uint64_t start, uint64_t end, struct error *error)
+{
+	for (; builder->next_replacement < builder->replacement_count;
+	     builder->next_replacement++) {
+		size_t i = builder->next_replacement;
+		const struct expunge_replacement *replacement = &builder->replacements[i];
+
+		if (replacement->offset >= end)
+			break;
+		if (replacement->offset < start)
+			continue;
+		if (builder->source_end < start)
+			builder->source_end = start;
+		if (!replacement_fits(builder, replacement, end)) {
+			builder->dropped[i / 8] |= (uint8_t)(1u << i % 8);
+			continue;
+		}
+		if (keep(builder, start, replacement->offset, error) != 0 ||
+		    replace(builder, replacement, error) != 0)
+			return -1;
+		start = replacement->offset + replacement->length;
+	}
+	return keep(builder, start, end, error);
+}
+
 static int
 keep_message(struct builder *builder, const struct mbox_table *table, uint32_t i, bool insert,
     struct error *error)
@@ -263,14 +324,14 @@ keep_message(struct builder *builder, const struct mbox_table *table, uint32_t i
 	mbox_extent(table, i, &start, &end);
 	header = start + message->prefix_length;
 	if (!insert)
-		return keep(builder, start, end, error);
+		return keep_replacing(builder, start, end, error);
 	if (header >= end)
 		return error_set(error, ERROR_LIMIT,
 		    "an identical message consists of nothing but its separator line");
 	if (keep(builder, start, header, error) != 0 ||
 	    insert_field(builder, table, message, error) != 0)
 		return -1;
-	return keep(builder, header, end, error);
+	return keep_replacing(builder, header, end, error);
 }
 
 static int
@@ -304,16 +365,46 @@ count_deleted(const struct mbox_table *table, const uint8_t *deleted, struct exp
 }
 
 static int
-allocate_text(struct expunge_plan *plan, const bool *insert, uint32_t count, struct error *error)
+allocate_text(
+    const struct builder *builder, const bool *insert, uint32_t count, struct error *error)
 {
-	size_t fields = 0;
+	size_t size = 1;
 
 	for (uint32_t i = 0; i < count; i++)
-		fields += insert[i];
-	plan->text = malloc(fields * FIELD_MAX + 1);
-	if (plan->text == NULL)
+		size += insert[i] ? FIELD_MAX : 0;
+	for (size_t i = 0; i < builder->replacement_count; i++)
+		if (__builtin_add_overflow(size, builder->replacements[i].size, &size))
+			return no_memory(error);
+	builder->plan->text = malloc(size);
+	if (builder->plan->text == NULL)
 		return no_memory(error);
 	return 0;
+}
+
+/* The segments of a plan, with the replacements that the builder has. */
+static int
+make_segments(struct builder *builder, const struct mbox_table *table, const uint8_t *deleted,
+    struct error *error)
+{
+	struct expunge_plan *plan = builder->plan;
+	bool *insert = calloc(table->count + 1u, sizeof *insert);
+	uint32_t kept = count_deleted(table, deleted, plan);
+	int result = -1;
+
+	if (insert == NULL)
+		return no_memory(error);
+	if (table->count > 0 && kept == 0) {
+		plan->first_change = 0;
+		result = 0;
+	} else if (find_insertions(table, deleted, kept, insert, error) == 0 &&
+		   allocate_text(builder, insert, table->count, error) == 0) {
+		result = table->count > 0 ? build(builder, table, deleted, insert, error)
+					  : keep(builder, 0, table->spool_size, error);
+	}
+	free(insert);
+	if (result != 0)
+		expunge_plan_free(plan);
+	return result;
 }
 
 int
@@ -323,25 +414,9 @@ expunge_plan_make_limited(const struct mbox_table *table, const uint8_t *deleted
 {
 	struct expunge_plan plan = { 0 };
 	struct builder builder = { .plan = &plan };
-	bool *insert = calloc(table->count + 1u, sizeof *insert);
-	uint32_t kept = count_deleted(table, deleted, &plan);
-	int result = -1;
 
-	if (insert == NULL)
-		return no_memory(error);
-	if (table->count > 0 && kept == 0) {
-		plan.first_change = 0;
-		result = 0;
-	} else if (find_insertions(table, deleted, kept, insert, error) == 0 &&
-		   allocate_text(&plan, insert, table->count, error) == 0) {
-		result = table->count > 0 ? build(&builder, table, deleted, insert, error)
-					  : keep(&builder, 0, table->spool_size, error);
-	}
-	free(insert);
-	if (result != 0) {
-		expunge_plan_free(&plan);
+	if (make_segments(&builder, table, deleted, error) != 0)
 		return -1;
-	}
 	if (abilities != NULL)
 		plan.abilities = *abilities;
 	expunge_choose_steps(table, deleted, limits, &plan);
@@ -357,143 +432,57 @@ expunge_plan_make(const struct mbox_table *table, const uint8_t *deleted,
 	    table, deleted, abilities, &expunge_default_limits, plan_out, error);
 }
 
+/* Whether the steps of the plan write every byte behind the first deletion anyway. */
+static bool
+rewrites(const struct expunge_plan *plan)
+{
+	return plan->step_count == 1 && (plan->steps[0].strategy == EXPUNGE_SINGLE_SHOT ||
+					    plan->steps[0].strategy == EXPUNGE_MOVE);
+}
+
+int
+expunge_plan_replace_limited(const struct mbox_table *table, const uint8_t *deleted,
+    const struct expunge_replacement *replacements, size_t count,
+    const struct expunge_limits *limits, struct expunge_plan *plan, uint8_t *dropped_out,
+    struct error *error)
+{
+	struct expunge_plan edited = { .abilities = plan->abilities };
+	struct builder builder = {
+		.plan = &edited,
+		.replacements = replacements,
+		.replacement_count = count,
+		.dropped = dropped_out,
+	};
+
+	memset(dropped_out, 0, (count + 7) / 8);
+	if (rewrites(plan) && make_segments(&builder, table, deleted, error) == 0) {
+		edited.abilities.collapse = false;
+		edited.abilities.clone = false;
+		expunge_choose_steps(table, deleted, limits, &edited);
+		expunge_plan_free(plan);
+		*plan = edited;
+		return 0;
+	}
+	/* The plan as it is; room for what identical messages need goes before any of these. */
+	if (rewrites(plan) && error->code != ERROR_LIMIT)
+		return -1;
+	memset(dropped_out, 0xff, (count + 7) / 8);
+	return 0;
+}
+
+int
+expunge_plan_replace(const struct mbox_table *table, const uint8_t *deleted,
+    const struct expunge_replacement *replacements, size_t count, struct expunge_plan *plan,
+    uint8_t *dropped_out, struct error *error)
+{
+	return expunge_plan_replace_limited(
+	    table, deleted, replacements, count, &expunge_default_limits, plan, dropped_out, error);
+}
+
 void
 expunge_plan_free(struct expunge_plan *plan)
 {
 	free(plan->segments);
 	free(plan->text);
 	memset(plan, 0, sizeof *plan);
-}
-
-/* ---- the plan as bytes, for the journal ---- */
-
-static size_t
-put_varint(uint8_t *at, uint64_t value)
-{
-	size_t size = 0;
-
-	while (value >= 0x80u) {
-		at[size++] = (uint8_t)(value | 0x80u);
-		value >>= 7;
-	}
-	at[size++] = (uint8_t)value;
-	return size;
-}
-
-static bool
-get_varint(const uint8_t **at, const uint8_t *end, uint64_t *value_out)
-{
-	*value_out = 0;
-	for (unsigned shift = 0; shift < 64 && *at < end; shift += 7) {
-		uint8_t byte = *(*at)++;
-
-		*value_out |= (uint64_t)(byte & 0x7fu) << shift;
-		if (byte < 0x80u)
-			return true;
-	}
-	return false;
-}
-
-static int
-program_bound(const struct expunge_plan *plan, size_t *bound_out, struct error *error)
-{
-	size_t bound = 0;
-
-	for (uint32_t i = 0; i < plan->count; i++) {
-		const struct expunge_segment *segment = &plan->segments[i];
-		uint64_t text = segment->text != NULL ? segment->length : 0;
-
-		if (__builtin_add_overflow(bound, 2 * VARINT_MAX + text, &bound))
-			return error_set(error, ERROR_LIMIT, "plan of an expunge is too large");
-	}
-	*bound_out = bound;
-	return 0;
-}
-
-/* Kept part: length * 2, distance from the end of the kept part before. Text: length * 2 + 1. */
-int
-expunge_program_encode(
-    const struct expunge_plan *plan, uint8_t **bytes_out, size_t *size_out, struct error *error)
-{
-	uint64_t source_end = 0;
-	size_t size = 0;
-	uint8_t *bytes;
-
-	if (program_bound(plan, &size, error) != 0)
-		return -1;
-	bytes = malloc(size != 0 ? size : 1);
-	if (bytes == NULL)
-		return error_set(error, ERROR_LIMIT, "no memory for the plan of an expunge");
-	size = 0;
-	for (uint32_t i = 0; i < plan->count; i++) {
-		const struct expunge_segment *segment = &plan->segments[i];
-
-		size += put_varint(bytes + size, segment->length << 1 | (segment->text != NULL));
-		if (segment->text != NULL) {
-			memcpy(bytes + size, segment->text, segment->length);
-			size += segment->length;
-			continue;
-		}
-		size += put_varint(bytes + size, segment->source - source_end);
-		source_end = segment->source + segment->length;
-	}
-	*bytes_out = bytes;
-	*size_out = size;
-	return 0;
-}
-
-/* Decode one segment; text is taken over into plan->text at *text_size. */
-static bool
-decode_segment(const uint8_t **at, const uint8_t *end, struct expunge_plan *plan, size_t *text_size,
-    uint64_t *source_end)
-{
-	struct expunge_segment *segment = &plan->segments[plan->count];
-	uint64_t head;
-	uint64_t skip;
-
-	if (!get_varint(at, end, &head))
-		return false;
-	segment->length = head >> 1;
-	if ((head & 1) != 0) {
-		if (segment->length > (uint64_t)(end - *at))
-			return false;
-		memcpy(plan->text + *text_size, *at, segment->length);
-		segment->text = plan->text + *text_size;
-		*text_size += segment->length;
-		*at += segment->length;
-	} else {
-		if (!get_varint(at, end, &skip) ||
-		    __builtin_add_overflow(*source_end, skip, &segment->source) ||
-		    __builtin_add_overflow(segment->source, segment->length, source_end))
-			return false;
-	}
-	plan->count++;
-	return true;
-}
-
-int
-expunge_program_decode(const uint8_t *bytes, size_t size, uint64_t count, struct expunge_plan *plan,
-    struct error *error)
-{
-	const uint8_t *at = bytes;
-	uint64_t source_end = 0;
-	size_t text_size = 0;
-
-	memset(plan, 0, sizeof *plan);
-	if (count > size || count > UINT32_MAX)
-		return error_set(error, ERROR_FORMAT, "damaged plan in the journal of an expunge");
-	plan->segments = calloc(count != 0 ? count : 1, sizeof *plan->segments);
-	plan->text = malloc(size != 0 ? size : 1);
-	if (plan->segments == NULL || plan->text == NULL) {
-		expunge_plan_free(plan);
-		return error_set(error, ERROR_LIMIT, "no memory for the plan of an expunge");
-	}
-	while (plan->count < count) {
-		if (!decode_segment(&at, bytes + size, plan, &text_size, &source_end)) {
-			expunge_plan_free(plan);
-			return error_set(
-			    error, ERROR_FORMAT, "damaged plan in the journal of an expunge");
-		}
-	}
-	return 0;
 }

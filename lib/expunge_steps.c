@@ -12,6 +12,8 @@
 #include <string.h>
 #include <sys/vfs.h>
 
+#include "lib/mbox_filler.h"
+
 #define EXT4_MAGIC	0xef53u
 #define XFS_MAGIC	0x58465342u
 #define BTRFS_MAGIC	0x9123683eu
@@ -59,7 +61,7 @@ keep_part(struct expunge_plan *plan, uint64_t start, uint64_t end)
 	    (struct expunge_segment){ .source = start, .length = end - start };
 }
 
-/* Below limit what the plan keeps, then all but [start, end) up to size. No insertions. */
+/* Below limit what the plan keeps, then all but [start, end) up to size. No fillers. */
 static int
 rest_of_plan(const struct expunge_plan *plan, uint64_t limit, uint64_t start, uint64_t end,
     uint64_t size, struct expunge_plan *rest, struct error *error)
@@ -76,6 +78,8 @@ rest_of_plan(const struct expunge_plan *plan, uint64_t limit, uint64_t start, ui
 		const struct expunge_segment *segment = &plan->segments[i];
 		uint64_t segment_end = segment->source + segment->length;
 
+		if (segment->text != NULL)
+			continue;
 		keep_part(rest, segment->source, segment_end < limit ? segment_end : limit);
 	}
 	keep_part(rest, limit, start);
@@ -92,7 +96,7 @@ int
 expunge_move_down(struct expunge_move *move, const struct expunge_plan *plan, uint64_t limit,
     uint64_t start, uint64_t end, struct error *error)
 {
-	const struct expunge_plan *before = move->plan;
+	struct expunge_move inner;
 	struct expunge_record record = {
 		.nonce = move->record.nonce,
 		.device = move->record.device,
@@ -104,14 +108,16 @@ expunge_move_down(struct expunge_move *move, const struct expunge_plan *plan, ui
 
 	if (rest_of_plan(plan, limit, start, end, move->known_size, &rest, error) != 0)
 		return -1;
-	move->plan = &rest;
-	move->cursor = (struct expunge_cursor){ 0 };
+	inner = *move;
+	inner.plan = &rest;
+	inner.cursor = (struct expunge_cursor){ 0 };
 	if (rest.new_size == rest.old_size)
-		result = expunge_journal_void(&move->journal, error);
+		result = expunge_journal_void(&inner.journal, error);
 	else
-		result = expunge_run_phases(move, &record, error);
-	move->plan = before;
-	move->cursor = (struct expunge_cursor){ 0 };
+		result = expunge_run_phases(&inner, &record, error);
+	inner.plan = move->plan;
+	inner.cursor = (struct expunge_cursor){ 0 };
+	*move = inner;
 	expunge_plan_free(&rest);
 	return result;
 }
@@ -178,12 +184,39 @@ apply_steps(struct expunge_move *move, struct error *error)
 	return expunge_journal_void(&move->journal, error);
 }
 
-/* The whole plan through the engine. */
+/* Whether a filler may stand before each part that follows one. */
+static int
+check_fillers(const struct expunge_move *move, bool *fit_out, struct error *error)
+{
+	const struct expunge_plan *plan = move->plan;
+
+	*fit_out = true;
+	for (uint32_t i = 0; i + 1 < plan->count; i++) {
+		char first;
+
+		if (plan->segments[i].text == NULL)
+			continue;
+		if (store_read(move->io, move->spool_fd, &first, 1,
+			(off_t)plan->segments[i + 1].source, SPOOL_WHAT, error) != 0)
+			return -1;
+		if (!mbox_filler_may_precede(first))
+			*fit_out = false;
+	}
+	return 0;
+}
+
+/* The whole plan through the engine. The insertions of a plan to clone are its fillers. */
 static int
 apply_whole(struct expunge_move *move, struct error *error)
 {
 	struct expunge_record record = move->record;
+	bool fit = true;
 
+	if (move->plan->steps[0].strategy == EXPUNGE_CLONE && check_fillers(move, &fit, error) != 0)
+		return -1;
+	if (!fit)
+		return expunge_move_down(
+		    move, move->plan, move->known_size, move->known_size, move->known_size, error);
 	return expunge_run_phases(move, &record, error);
 }
 

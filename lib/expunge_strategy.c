@@ -13,8 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "lib/expunge_filler.h"
 #include "lib/expunge_journal.h"
+#include "lib/mbox_filler.h"
 
 /* The next run of deleted messages at or behind message *i; *i is behind it afterwards. */
 static bool
@@ -95,7 +95,7 @@ aligning_filler(uint64_t gap, uint64_t block)
 {
 	uint64_t size = gap % block;
 
-	while (size > 0 && size < gap && !expunge_filler_possible(size))
+	while (size > 0 && size < gap && !mbox_filler_possible(size))
 		size += block;
 	return size < gap ? size : 0;
 }
@@ -121,8 +121,8 @@ add_aligned(struct expunge_plan *plan, const struct expunge_step *run, uint64_t 
 	/* Where a filler stands already, its separator line has no known length: it stays. */
 	if (separator > 0) {
 		add_segment(plan, run->end, separator, NULL);
-		expunge_filler_make((unsigned char *)text, filler,
-		    expunge_hash(run->end, &plan->old_size, sizeof plan->old_size));
+		mbox_filler_make(
+		    expunge_hash(run->end, &plan->old_size, sizeof plan->old_size), text, filler);
 		add_segment(plan, 0, filler, text);
 	}
 	add_segment(plan, run->end + separator, end - run->end - separator, NULL);

@@ -36,6 +36,12 @@ static const struct scenario scenarios[] = {
 	    .deleted = 0x15,
 	    .limits = SCENE_PHASED,
 	    .abilities = SCENE_COLLAPSE },
+	{ .name = "clones",
+	    .messages = 8,
+	    .body = 1100,
+	    .deleted = 0x06,
+	    .limits = SCENE_PHASED,
+	    .abilities = SCENE_CLONE },
 	{ .name = "patches", .messages = 6, .body = 700, .limits = SCENE_PHASED, .patched = 0x2b },
 };
 
@@ -155,6 +161,9 @@ is_noticed(const struct scenario *scenario, const struct model_mutation *mutatio
 
 #define PAYLOAD_BETWEEN                                                                            \
 	"equivalent: only the payload of a record that is not yet made comes in between"
+#define DIRECT_PAYLOAD                                                                             \
+	"equivalent: only the payload of the next phase comes in between, and a direct phase "     \
+	"needs none"
 #define NEXT_SYNC "equivalent: the next step syncs the spool before it relies on anything"
 
 /* Syncs that may be dropped, or come late, for a reason. */
@@ -165,9 +174,8 @@ static const struct equivalent {
 	unsigned number;
 	const char *reason;
 } equivalents[] = {
-	{ "direct", MODEL_DELAY_SYNC, MODEL_SPOOL, 3,
-	    "equivalent: only the payload of the next phase comes in between, and a direct "
-	    "phase needs none" },
+	{ "direct", MODEL_DELAY_SYNC, MODEL_SPOOL, 3, DIRECT_PAYLOAD },
+	{ "clones", MODEL_DELAY_SYNC, MODEL_SPOOL, 4, DIRECT_PAYLOAD },
 	{ "collapse", MODEL_DELAY_SYNC, MODEL_SPOOL, 2, PAYLOAD_BETWEEN },
 	{ "collapses", MODEL_DELAY_SYNC, MODEL_SPOOL, 2, PAYLOAD_BETWEEN },
 	{ "collapses", MODEL_DELAY_SYNC, MODEL_SPOOL, 5, PAYLOAD_BETWEEN },
@@ -298,7 +306,7 @@ main(void)
 	tcase_add_loop_test(cases, each_sync_is_needed, 0, (int)SCENARIO_COUNT);
 	tcase_add_loop_test(
 	    cases, each_number_of_a_header_is_needed, 0, (int)(sizeof fields / sizeof fields[0]));
-	tcase_set_timeout(cases, 600);
+	tcase_set_timeout(cases, getenv("QPOPPER_CRASH_LONG") != NULL ? 3600 : 120);
 	suite_add_tcase(suite, cases);
 	srunner_run_all(runner, CK_ENV);
 	failed = srunner_ntests_failed(runner);

@@ -2,12 +2,13 @@
 #include "config.h"
 
 #include <check.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "lib/expunge_filler.h"
 #include "lib/mbox.h"
+#include "lib/mbox_filler.h"
 #include "tests/unit/expunge_scene.h"
 
 #define FILLER_SIZE 300u /* bytes of a filler that stands there before */
@@ -19,6 +20,14 @@ scene_effort(void)
 	if (getenv("QPOPPER_CRASH_LONG") != NULL)
 		return (struct model_effort){ .exhaustive = 10, .pairs = true, .samples = 1000 };
 	return (struct model_effort){ .exhaustive = 7, .samples = 16 };
+}
+
+struct model_effort
+scene_small_effort(void)
+{
+	if (getenv("QPOPPER_CRASH_LONG") != NULL)
+		return (struct model_effort){ .exhaustive = 6, .pairs = true, .samples = 100 };
+	return (struct model_effort){ .exhaustive = 2, .samples = 4 };
 }
 
 bool
@@ -44,11 +53,13 @@ add_message(const struct scene *scene, unsigned i)
 	    at, MODEL_CAPACITY - scene->old_size, scene->scenario->body + kind * 13, kind);
 	size_t line = (size_t)((char *)memchr(at, '\n', size) + 1 - at);
 
+	if ((scene->scenario->blank >> i & 1) != 0)
+		at[line] = ' ';
 	if ((scene->scenario->fillers >> i & 1) == 0)
 		return size;
 	ck_assert_uint_lt(scene->old_size + size + FILLER_SIZE, MODEL_CAPACITY);
 	memmove(at + line + FILLER_SIZE, at + line, size - line);
-	expunge_filler_make((unsigned char *)at + line, FILLER_SIZE, 42);
+	mbox_filler_make(42, at + line, FILLER_SIZE);
 	return size + FILLER_SIZE;
 }
 
@@ -67,10 +78,10 @@ mark_fillers(const struct scene *scene, struct mbox_table *table)
 	}
 }
 
-/* The bytes without fillers behind separator lines, to `to`; how many are left. */
-static size_t
-strip(const char *bytes, size_t size, char *to)
+size_t
+scene_strip(const char *bytes, size_t size, char *to)
 {
+	uint64_t nonce;
 	size_t left = 0;
 
 	for (size_t at = 0; at < size;) {
@@ -82,7 +93,7 @@ strip(const char *bytes, size_t size, char *to)
 		left += line;
 		at += line;
 		if (separator)
-			at += expunge_filler_length((const unsigned char *)bytes + at, size - at);
+			at += mbox_filler_parse(bytes + at, size - at, &nonce);
 	}
 	return left;
 }
@@ -94,7 +105,7 @@ add_stage(struct scene *scene, const char *bytes, size_t size)
 
 	ck_assert_uint_lt(scene->last, SCENE_STAGES - 1);
 	scene->last += scene->stages[0] != NULL;
-	scene->sizes[scene->last] = strip(bytes, size, stage);
+	scene->sizes[scene->last] = scene_strip(bytes, size, stage);
 	scene->stages[scene->last] = stage;
 }
 
@@ -145,6 +156,34 @@ add_patches(struct scene *scene, const struct mbox_table *table)
 	free(bytes);
 }
 
+/* Other bytes for "Subject: message", of some length, while other messages go. */
+static void
+add_replacements(struct scene *scene, const struct mbox_table *table, const uint8_t *deleted)
+{
+	struct expunge_replacement replacements[SCENE_PATCHES];
+	char bytes[256];
+	uint8_t dropped[SCENE_PATCHES / 8];
+	struct error error;
+	size_t count = 0;
+
+	ck_assert_uint_lt(scene->scenario->replacement, sizeof bytes);
+	memset(bytes, 'R', sizeof bytes);
+	for (uint32_t i = 0; i < table->count; i++) {
+		const struct mbox_message *message = &table->messages[i];
+
+		if ((scene->scenario->replaced >> i & 1) == 0)
+			continue;
+		ck_assert_uint_lt(count, SCENE_PATCHES);
+		replacements[count++] =
+		    (struct expunge_replacement){ message->offset + message->prefix_length,
+			    sizeof "Subject" - 1, bytes, scene->scenario->replacement };
+	}
+	ck_assert_int_eq(expunge_plan_replace_limited(table, deleted, replacements, count,
+			     &scene->scenario->limits, &scene->plan, dropped, &error),
+	    0);
+	scene->dropped = dropped[0];
+}
+
 void
 scene_open(struct scene *scene, const struct scenario *scenario)
 {
@@ -152,6 +191,9 @@ scene_open(struct scene *scene, const struct scenario *scenario)
 	struct mbox_table table = { 0 };
 	struct error error;
 
+	/* Stores are large and short-lived: let the kernel not make them anew each time. */
+	mallopt(M_MMAP_THRESHOLD, 64 << 20);
+	mallopt(M_TRIM_THRESHOLD, 256 << 20);
 	memset(scene, 0, sizeof *scene);
 	scene->scenario = scenario;
 	scene->old = malloc(MODEL_CAPACITY);
@@ -164,6 +206,8 @@ scene_open(struct scene *scene, const struct scenario *scenario)
 			     &scenario->limits, &scene->plan, &error),
 	    0);
 	add_stage(scene, scene->old, scene->old_size);
+	if (scenario->replaced != 0)
+		add_replacements(scene, &table, deleted);
 	if (scenario->patched != 0)
 		add_patches(scene, &table);
 	else
@@ -229,7 +273,7 @@ scene_stage(
 {
 	const struct model_content *spool = &store->files[MODEL_SPOOL].seen;
 	char bytes[MODEL_CAPACITY];
-	size_t got = strip((const char *)spool->bytes, spool->size, bytes);
+	size_t got = scene_strip((const char *)spool->bytes, spool->size, bytes);
 	size_t late_size = strlen(late);
 
 	for (unsigned i = scene->last + 1; i-- > 0;) {

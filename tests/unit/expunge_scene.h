@@ -50,6 +50,9 @@ struct scenario {
 	unsigned fillers; /* the messages whose bit is set have one already */
 	unsigned patched; /* instead of deleting: the messages whose subject is patched */
 	bool punch_backwards;
+	unsigned blank;	    /* the messages whose header begins with a blank */
+	unsigned replaced;  /* the messages whose subject is replaced while others go */
+	size_t replacement; /* bytes of the new subject */
 };
 
 /* A scenario made ready, and what is known at the instant that is looked at. */
@@ -64,6 +67,7 @@ struct scene {
 	struct expunge_plan plan;
 	struct expunge_patch patches[SCENE_PATCHES];
 	size_t patch_count;
+	unsigned dropped;     /* replacements that are no part of the plan, a bit each */
 	const char *appended; /* what others append meanwhile: "" or text */
 	bool committed;	      /* the journal was on disk: the deletion is decided */
 	bool unsynced;	      /* the old spool itself is not on disk yet */
@@ -89,6 +93,9 @@ int scene_apply(
 int scene_recover(const struct scene *scene, struct model_store *store,
     enum expunge_recovery *result, struct error *error);
 
+/* The bytes without fillers behind separator lines, to `to`, may be in place; how many are left. */
+size_t scene_strip(const char *bytes, size_t size, char *to);
+
 /* Which stage the spool is at, with what was appended and then `late` behind it; -1 for none. */
 int scene_stage(
     const struct scene *scene, const struct model_store *store, bool whole, const char *late);
@@ -110,5 +117,6 @@ void scene_run(struct scene *scene, struct model_store *store, scene_hook *hook)
 
 /* As far as time allows: more with QPOPPER_CRASH_LONG set. */
 struct model_effort scene_effort(void);
+struct model_effort scene_small_effort(void); /* for what is done at each of many instants */
 
 #endif

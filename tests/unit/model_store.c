@@ -189,7 +189,7 @@ begin(struct model_store *store, enum model_operation operation)
 	    number >= store->fault_to)
 		return false;
 	errno = store->fault_errno;
-	return true;
+	return store->fault != MODEL_SHORT || operation == MODEL_WRITE;
 }
 
 static void
@@ -249,13 +249,15 @@ model_pwrite(void *context, int fd, const void *buffer, size_t size, off_t offse
 	unsigned char copy[JOURNAL_SLOT_SIZE];
 
 	if (begin(store, MODEL_WRITE)) {
-		if (store->fault != MODEL_FAIL_SHORT || half == 0)
+		if (store->fault == MODEL_FAIL || (store->fault == MODEL_FAIL_SHORT && half == 0))
 			return -1;
 		/* The rest of it will be tried, and fails then. */
-		store->fault = MODEL_FAIL;
-		store->fault_to++;
-		half -= (size_t)offset % MODEL_BLOCK;
-		size = half;
+		if (store->fault == MODEL_FAIL_SHORT) {
+			store->fault = MODEL_FAIL;
+			store->fault_to++;
+		}
+		if (half > 0)
+			size = half - (size_t)offset % MODEL_BLOCK;
 	}
 	buffer = mutate(store, fd, buffer, size, offset, copy);
 	change_bytes(store, fd, buffer, size, (size_t)offset, false);
@@ -409,6 +411,7 @@ model_clone_range(void *context, int destination, off_t to, int source, off_t fr
 		errno = EINVAL;
 		return -1;
 	}
+	store->clones++;
 	memcpy(copy, seen->bytes + from, (size_t)length);
 	change_bytes(store, destination, copy, (size_t)length, (size_t)to, false);
 	changed(store);
@@ -444,6 +447,9 @@ static const struct {
 	{ MODEL_FAIL_SHORT, ENOSPC, 1 },
 	{ MODEL_FAIL, EIO, 1 },
 	{ MODEL_FAIL, ENOSPC, 1000000 },
+	{ MODEL_FAIL, EDQUOT, 1 },
+	{ MODEL_FAIL, EINTR, 1 },
+	{ MODEL_SHORT, 0, 1 },
 };
 
 void

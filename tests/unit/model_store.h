@@ -70,6 +70,7 @@ enum model_fault {
 	MODEL_NO_FAULT,
 	MODEL_FAIL,	  /* the operation fails and does nothing */
 	MODEL_FAIL_SHORT, /* a write does the first half of its blocks, then fails */
+	MODEL_SHORT,	  /* a write does the first half of its blocks, and says so */
 };
 
 enum model_operation {
@@ -105,6 +106,7 @@ struct model_store {
 	size_t change_count;
 	unsigned operations; /* done so far */
 	unsigned syncs[MODEL_FILES];
+	unsigned clones; /* that were made */
 	/* From operation number fault_from to fault_to - 1: */
 	enum model_fault fault;
 	unsigned fault_from;
@@ -138,10 +140,10 @@ struct store_io model_io(struct model_store *store);
 void model_append(struct model_store *store, const char *bytes, size_t size);
 
 /*
- * Let operation number `at` fail: with ENOSPC, with ENOSPC after a short write, with EIO, or with
- * ENOSPC like all that follow it.
+ * Let operation number `at` fail: with ENOSPC, with ENOSPC after a short write, with EIO, with
+ * ENOSPC like all that follow it, with EDQUOT, with EINTR; or let a write be short.
  */
-#define MODEL_FAULTS 4u
+#define MODEL_FAULTS 7u
 void model_set_fault(struct model_store *store, unsigned which, unsigned at);
 
 /* Everything as processes see it is on disk now. */
