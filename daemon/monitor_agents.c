@@ -36,6 +36,7 @@ agent_of_job(const struct monitor *monitor, const struct job *job, int channel)
 		    job->private_directory ? job->dot_lock : (struct dot_lock){ .inode = 0 },
 		.channel = channel,
 		.directory_fd = job->directory_fd,
+		.temp_directory_fd = job->private_session ? -1 : job->temp_directory_fd,
 		.session_lock_fd = job->session_lock_fd,
 		.spool_fd = job->spool_fd,
 		.replacement_fd = job->replacement_fd,

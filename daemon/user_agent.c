@@ -130,6 +130,21 @@ user_agent_check_filesystem(const struct user_agent *agent, int fd,
 }
 
 int
+user_agent_send_locked(
+    const struct user_agent *agent, int fd, const struct dot_lock *dot_lock, struct error *error)
+{
+	struct message_agent_locked locked;
+
+	memset(&locked, 0, sizeof locked);
+	locked.session = agent->session;
+	if (dot_lock != NULL) {
+		locked.dot_lock_device = dot_lock->device;
+		locked.dot_lock_inode = dot_lock->inode;
+	}
+	return message_send(agent->channel, MESSAGE_AGENT_LOCKED, &locked, NULL, 0, &fd, 1, error);
+}
+
+int
 user_agent_directory(const struct user_agent *agent, int *fd_out, struct error *error)
 {
 	if (agent->directory_fd != -1) {
@@ -139,6 +154,16 @@ user_agent_directory(const struct user_agent *agent, int *fd_out, struct error *
 	return spool_open_private(agent->names->directory, agent->uid, fd_out, error);
 }
 
+int
+user_agent_temp_directory(const struct user_agent *agent, int *fd_out, struct error *error)
+{
+	if (agent->temp_directory_fd != -1) {
+		*fd_out = agent->temp_directory_fd;
+		return 0;
+	}
+	return spool_open_private(agent->names->temp_directory, agent->uid, fd_out, error);
+}
+
 /* Everything of the monitor goes, but what this agent was given. */
 static int
 drop_inheritance(const struct user_agent *agent, struct error *error)
@@ -146,7 +171,7 @@ drop_inheritance(const struct user_agent *agent, struct error *error)
 	const int keep[] = { STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO, agent->channel,
 		agent->directory_fd, agent->session_lock_fd, agent->spool_fd, agent->replacement_fd,
 		agent->journal_fd, agent->journal_lock_fd, agent->deletions_fd, agent->kept_fd,
-		agent->index_fd };
+		agent->index_fd, agent->temp_directory_fd };
 	sigset_t none;
 
 	if (sandbox_close_all_but(keep, sizeof keep / sizeof keep[0], error) == -1)

@@ -11,6 +11,7 @@
 #include <sys/types.h>
 
 #include "daemon/message.h"
+#include "lib/expunge.h"
 #include "lib/index.h"
 #include "lib/lock.h"
 #include "lib/settings.h"
@@ -35,14 +36,16 @@ struct user_agent {
 	bool private_session;	/* take the session lock ourselves */
 	const struct spool_names *names;
 	struct dot_lock
-	    dot_lock;	     /* recovery in a private directory: the one to adopt; inode 0: none */
-	int channel;	     /* SOCK_SEQPACKET to the monitor */
-	int directory_fd;    /* of the spool; -1 in a private directory */
-	int session_lock_fd; /* held by us as long as we run; -1: none */
-	int spool_fd;	     /* recovery: the locked spool, or -1 to open it */
-	int replacement_fd;  /* update: an empty file for the new spool, or -1 */
-	int journal_fd;	     /* update and recovery */
-	int journal_lock_fd; /* owner record, synced before the commit point */
+	    dot_lock;	  /* recovery in a private directory: the one to adopt; inode 0: none */
+	int channel;	  /* SOCK_SEQPACKET to the monitor */
+	int directory_fd; /* of the spool; -1 in a private directory */
+	int temp_directory_fd; /* of the session file, in the same way */
+	int session_lock_fd;   /* held by us as long as we run; -1: none */
+	bool temp_drop;	       /* the session works in a copy of the spool, the session file */
+	int spool_fd;	       /* recovery: the locked spool, or -1 to open it */
+	int replacement_fd;    /* update: an empty file for the new spool, or -1 */
+	int journal_fd;	       /* update and recovery; with temp_drop, opening too */
+	int journal_lock_fd;   /* owner record, synced before the commit point */
 	const struct message_update *update;
 	const void *deletions; /* inline records and strings, or NULL: in deletions_fd */
 	size_t deletions_size;
@@ -105,6 +108,30 @@ int user_agent_send_index(
  */
 bool user_agent_firm_identity(int fd, struct indexed_spool *spool);
 
+/* ---- sessions in a temp drop (user_agent_temp_drop.c) ---- */
+
+/* The session file, opened O_RDWR; it must be the one that is locked. */
+int user_agent_temp_drop(
+    const struct user_agent *agent, int session_lock_fd, int *fd_out, struct error *error);
+/* Make a spool where there is none, for mail to be put back into; on disk, O_RDWR. */
+int user_agent_create_spool(
+    const struct user_agent *agent, int directory_fd, int *fd_out, struct error *error);
+/*
+ * Lock the spool in directory_fd, move its mail into the temp drop, unlock it, and open the temp
+ * drop for reading: that is the maildrop of the session. On failure the journal may be in force:
+ * then all locks are still held, and the monitor, which has duplicates, must have it recovered.
+ */
+int user_agent_open_temp_drop(const struct user_agent *agent, int directory_fd, int session_lock_fd,
+    enum spool_filesystem *filesystem_out, int *mail_fd_out, struct error *error);
+/*
+ * Apply the plan to the temp drop and put the rest back into the locked spool (-1: there is none).
+ * Mail that stays in the temp drop for want of space or of a spool is no failure: result->reason
+ * tells. Sets result->recovery.
+ */
+int user_agent_update_temp_drop(const struct user_agent *agent, const struct store_io *io,
+    int spool_fd, int temp_fd, const struct expunge_plan *plan,
+    struct message_update_result *result, struct error *error);
+
 /* Shared between them (user_agent.c). */
 
 /* A dot-lock whose holder waited for the kernel locks in vain is let go for so long. */
@@ -125,7 +152,14 @@ int user_agent_wait_for_deliverer(
  */
 int user_agent_check_filesystem(const struct user_agent *agent, int fd,
     enum spool_filesystem *filesystem_out, struct error *error);
-/* The spool's directory: the inherited descriptor, or opened with the owner's rights. */
+/* Hand the monitor a duplicate of the locked spool, with our dot-lock (NULL: the monitor's own). */
+int user_agent_send_locked(
+    const struct user_agent *agent, int fd, const struct dot_lock *dot_lock, struct error *error);
+/*
+ * The directory of the spool, and that of the session file: the inherited descriptor, or opened
+ * with the owner's rights.
+ */
 int user_agent_directory(const struct user_agent *agent, int *fd_out, struct error *error);
+int user_agent_temp_directory(const struct user_agent *agent, int *fd_out, struct error *error);
 
 #endif

@@ -363,7 +363,7 @@ user_agent_send_index(
 	struct message_agent_index message;
 	int fds[2];
 
-	if (!is_worth_keeping(spool))
+	if (agent->temp_drop || !is_worth_keeping(spool))
 		return 0;
 	if (make_image(agent, fd, spool, error) == -1 ||
 	    user_agent_worker_image(agent, fd, spool, &fds[1], error) == -1)

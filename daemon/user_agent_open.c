@@ -246,6 +246,24 @@ send_failure(const struct user_agent *agent, const struct error *reason)
 	    agent->channel, MESSAGE_AGENT_OPENED, &result, NULL, 0, NULL, 0, &error);
 }
 
+/* The temp drop in place of the spool. Nobody else writes to it: it needs no lock. */
+static int
+index_temp_drop(const struct user_agent *agent, struct opened *opened, struct error *error)
+{
+	int lock_fd = agent->private_session ? opened->session_lock_fd : agent->session_lock_fd;
+	enum spool_filesystem filesystem;
+
+	if (user_agent_open_temp_drop(agent, opened->directory_fd, lock_fd, &filesystem,
+		&opened->spool_fd, error) == -1 ||
+	    user_agent_index_spool(agent, opened->spool_fd, false, &opened->indexed, error) == -1)
+		return -1;
+	opened->result.identity = opened->indexed.identity;
+	opened->result.filesystem = filesystem;
+	opened->indexed.filesystem = filesystem;
+	opened->result.flags |= LOGIN_HAS_SPOOL;
+	return 0;
+}
+
 static int
 open_maildrop(const struct user_agent *agent, struct opened *opened, struct error *error)
 {
@@ -253,7 +271,8 @@ open_maildrop(const struct user_agent *agent, struct opened *opened, struct erro
 		return -1;
 	if (agent->private_session && take_session_lock(agent, opened, error) == -1)
 		return -1;
-	return index_spool(agent, opened, error);
+	return agent->temp_drop ? index_temp_drop(agent, opened, error)
+				: index_spool(agent, opened, error);
 }
 
 int

@@ -22,6 +22,7 @@
 #include "lib/lock_keep.h"
 #include "lib/mbox.h"
 #include "lib/store_io.h"
+#include "lib/temp_drop.h"
 #include "lib/uidl_set.h"
 
 /* One update in progress. */
@@ -128,8 +129,8 @@ wanted_flags(const struct update *update, uint32_t i)
 	const struct mbox_message *message = &table->messages[i];
 	uint32_t found;
 
-	if ((message->flags & MBOX_HIDDEN) != 0)
-		return 0; /* no client has seen it */
+	if (update->set == NULL || (message->flags & MBOX_HIDDEN) != 0)
+		return 0; /* nothing is wanted, or no client has seen it */
 	found = uidl_set_find(update->set, table, message);
 	return found != UIDL_SET_NONE ? update->wanted.messages[found].flags : 0;
 }
@@ -167,12 +168,18 @@ static int
 lock_spool(struct update *update, bool *exists_out, struct error *error)
 {
 	const struct user_agent *agent = update->agent;
-	struct message_agent_locked locked;
 	enum spool_filesystem filesystem;
 
 	if (spool_open_as_owner(update->directory_fd, agent->names->spool, agent->uid, true,
 		exists_out, &update->spool_fd, error) == -1)
 		return -1;
+	if (!*exists_out && agent->temp_drop) {
+		*exists_out = user_agent_create_spool(
+				  agent, update->directory_fd, &update->spool_fd, error) == 0;
+		if (!*exists_out)
+			message_text(
+			    update->result.reason, sizeof update->result.reason, error->text);
+	}
 	if (!*exists_out)
 		return 0;
 	if (user_agent_check_filesystem(agent, update->spool_fd, &filesystem, error) == -1)
@@ -181,14 +188,8 @@ lock_spool(struct update *update, bool *exists_out, struct error *error)
 	if (user_agent_lock_spool(
 		agent, update->spool_fd, true, filesystem == SPOOL_NETWORK, error) == -1)
 		return -1;
-	memset(&locked, 0, sizeof locked);
-	locked.session = agent->session;
-	if (agent->private_directory) {
-		locked.dot_lock_device = update->dot_lock.device;
-		locked.dot_lock_inode = update->dot_lock.inode;
-	}
-	return message_send(
-	    agent->channel, MESSAGE_AGENT_LOCKED, &locked, NULL, 0, &update->spool_fd, 1, error);
+	return user_agent_send_locked(
+	    agent, update->spool_fd, agent->private_directory ? &update->dot_lock : NULL, error);
 }
 
 /* The dot-lock is ours: it must not grow stale while we work. */
@@ -315,27 +316,34 @@ remember_survivors(struct update *update, const struct expunge_plan *plan)
 }
 
 static int
+expunge_in_place(struct update *update, const struct expunge_plan *plan, struct error *error)
+{
+	bool pending;
+	int result;
+
+	if (make_durable(update, error) == -1)
+		return -1;
+	result = expunge_apply(
+	    update->io, update->spool_fd, update->agent->journal_fd, plan, &pending, error);
+	update->result.recovery = pending ? RECOVERY_PENDING : RECOVERY_NONE;
+	if (result == 0)
+		remember_survivors(update, plan);
+	return result;
+}
+
+static int
 expunge(struct update *update, struct error *error)
 {
+	const struct user_agent *agent = update->agent;
 	struct expunge_abilities abilities;
 	struct expunge_plan plan;
-	bool pending = false;
-	int result = -1;
+	int result;
 
-	if (expunge_probe(update->spool_fd, update->agent->settings->filler, &abilities, error) ==
-		-1 ||
+	if (expunge_probe(update->spool_fd, agent->settings->filler, &abilities, error) == -1 ||
 	    expunge_plan_make(&update->indexed.table, update->deleted, &abilities, &plan, error) ==
 		-1)
 		return -1;
-	if (replace_spool(update, &plan)) {
-		result = 0;
-	} else if (make_durable(update, error) == 0) {
-		result = expunge_apply(update->io, update->spool_fd, update->agent->journal_fd,
-		    &plan, &pending, error);
-		update->result.recovery = pending ? RECOVERY_PENDING : RECOVERY_NONE;
-		if (result == 0)
-			remember_survivors(update, &plan);
-	}
+	result = replace_spool(update, &plan) ? 0 : expunge_in_place(update, &plan, error);
 	expunge_plan_free(&plan);
 	return result;
 }
@@ -371,15 +379,40 @@ change_spool(struct update *update, struct error *error)
 	return update_spool(update, false, error);
 }
 
+/* The session worked in a temp drop: delete there, and put back what is left. */
+static int
+change_temp_drop(struct update *update, struct error *error)
+{
+	const struct user_agent *agent = update->agent;
+	struct expunge_plan plan;
+	int temp_fd;
+	int result = -1;
+
+	if (user_agent_temp_drop(agent, agent->session_lock_fd, &temp_fd, error) == -1 ||
+	    user_agent_index_spool(agent, temp_fd, false, &update->indexed, error) == -1 ||
+	    mark_wanted(update, error) == -1 ||
+	    expunge_plan_make(&update->indexed.table, update->deleted, NULL, &plan, error) == -1)
+		return -1;
+	if (make_durable(update, error) == 0)
+		result = user_agent_update_temp_drop(
+		    agent, update->io, update->spool_fd, temp_fd, &plan, &update->result, error);
+	expunge_plan_free(&plan);
+	return result;
+}
+
 static int
 apply(struct update *update, struct error *error)
 {
 	bool exists;
 
-	if (load_list(update, error) == -1 || make_set(update, error) == -1 ||
-	    lock_maildrop(update, &exists, error) == -1)
+	if (update->agent->update->records > 0 &&
+	    (load_list(update, error) == -1 || make_set(update, error) == -1))
 		return -1;
-	return exists ? change_spool(update, error) : 0;
+	if (lock_maildrop(update, &exists, error) == -1)
+		return -1;
+	return update->agent->temp_drop ? change_temp_drop(update, error)
+	       : exists			? change_spool(update, error)
+					: 0;
 }
 
 static int
@@ -459,7 +492,7 @@ recover(struct update *update, struct error *error)
 	const struct user_agent *agent = update->agent;
 	enum expunge_recovery recovery = EXPUNGE_NOTHING_PENDING;
 	bool exists = true;
-	bool pending;
+	int temp_fd = -1;
 
 	if (update->spool_fd == -1) {
 		if (lock_maildrop(update, &exists, error) == -1)
@@ -471,16 +504,12 @@ recover(struct update *update, struct error *error)
 		if (update->dot_lock.inode != 0)
 			keep_dot_lock(update);
 	}
-	if (exists) {
-		if (expunge_recover(
-			update->io, update->spool_fd, agent->journal_fd, &recovery, error) == -1)
-			return -1;
-	} else {
-		if (expunge_journal_pending(&store_io_system, agent->journal_fd, &pending, error) ==
-		    -1)
-			return -1;
-		recovery = pending ? EXPUNGE_FOREIGN : EXPUNGE_NOTHING_PENDING;
-	}
+	if (agent->temp_drop &&
+	    user_agent_temp_drop(agent, agent->session_lock_fd, &temp_fd, error) == -1)
+		return -1;
+	if (temp_drop_recover(update->io, exists ? update->spool_fd : -1, temp_fd,
+		agent->journal_fd, &recovery, error) == -1)
+		return -1;
 	report_recovery(update, recovery);
 	return 0;
 }

@@ -83,7 +83,16 @@ static const size_t later_fields[] = {
 	offsetof(struct expunge_record, seam_end),
 	offsetof(struct expunge_record, behind_hash),
 	offsetof(struct expunge_record, steps_left),
+	offsetof(struct expunge_record, rooms[0].start),
+	offsetof(struct expunge_record, rooms[0].end),
+	offsetof(struct expunge_record, rooms[1].start),
+	offsetof(struct expunge_record, rooms[1].end),
+	offsetof(struct expunge_record, rooms[2].start),
+	offsetof(struct expunge_record, rooms[2].end),
+	offsetof(struct expunge_record, rooms[3].start),
+	offsetof(struct expunge_record, rooms[3].end),
 };
+_Static_assert(JOURNAL_ROOMS == 4, "each room has its fields above");
 
 #define FIELD_COUNT	  (sizeof record_fields / sizeof record_fields[0])
 #define LATER_FIELD_COUNT (sizeof later_fields / sizeof later_fields[0])
@@ -174,14 +183,36 @@ expunge_image_limit(const struct expunge_limits *limits, uint64_t program_size)
 	return blocks < limits->image ? blocks : limits->image;
 }
 
+/* Rooms stand in order, and those that are used in front. */
+static bool
+temp_plausible(const struct expunge_record *record)
+{
+	uint64_t end = 0;
+	bool unused = false;
+
+	for (unsigned i = 0; i < JOURNAL_ROOMS; i++) {
+		const struct journal_room *room = &record->rooms[i];
+
+		unused = unused || room->end == 0;
+		if (unused ? room->start != 0 || room->end != 0
+			   : room->start < end || room->end <= room->start)
+			return false;
+		end = room->end;
+	}
+	return record->temp_size <= INT64_MAX && record->known_size <= INT64_MAX &&
+	       (unused || end <= INT64_MAX);
+}
+
 /* Whether the numbers of a record can be worked with at all. */
 static bool
 record_plausible(const struct expunge_record *record, uint64_t journal_size)
 {
 	if (record->state >= JOURNAL_STATE_COUNT)
 		return false;
-	if (record->state == JOURNAL_VOID || expunge_is_temp_state(record->state))
+	if (record->state == JOURNAL_VOID)
 		return true;
+	if (expunge_is_temp_state(record->state))
+		return temp_plausible(record);
 	if (record->known_size > INT64_MAX || record->new_size > record->old_size ||
 	    record->old_size > record->known_size || record->done > record->end ||
 	    record->end > record->known_size || record->mark_length > JOURNAL_MARK_MAX ||
@@ -456,6 +487,8 @@ expunge_check_boundaries(
 	bool after_text = false;
 
 	*intact_out = true;
+	if (move->record.rooms[0].end > 0) /* no messages are taken out */
+		return 0;
 	for (uint32_t i = 0; i < plan->count && *intact_out; i++) {
 		const struct expunge_segment *segment = &plan->segments[i];
 

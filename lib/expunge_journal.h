@@ -67,6 +67,7 @@
 #define JOURNAL_BLOCK	       512u  /* bytes of spool per block hash: what a disk may tear at */
 #define JOURNAL_MARK_SIZE      16u   /* bytes that are random; the mark repeats them */
 #define JOURNAL_PAGE	       4096u /* bytes that a kernel writes back, and zeroes behind a cut, at once */
+#define JOURNAL_ROOMS	       4u /* in the spool, for mail that comes back from a temporary drop */
 #define JOURNAL_MARK_MAX       (JOURNAL_PAGE + JOURNAL_MARK_SIZE) /* bytes of a mark */
 #define JOURNAL_ANCHOR	       65536u /* bytes of unchanging spool hashed on either side of a phase */
 
@@ -93,6 +94,12 @@ enum journal_state {
 	JOURNAL_STATE_COUNT
 };
 
+/* Zeros in the spool from start to end, where mail of a temporary drop is to go. */
+struct journal_room {
+	uint64_t start;
+	uint64_t end;
+};
+
 /* One record. All offsets and sizes in bytes of the spool unless said otherwise. */
 struct expunge_record {
 	uint64_t sequence; /* the higher one is newer */
@@ -116,9 +123,10 @@ struct expunge_record {
 	uint64_t low_hash;  /* of up to JOURNAL_ANCHOR bytes below done */
 	uint64_t high_hash; /* of up to JOURNAL_ANCHOR bytes below known_size, from end + mark on */
 	uint8_t mark[JOURNAL_MARK_SIZE];
-	uint64_t temp_inode; /* of the temporary drop */
-	uint64_t temp_size;  /* bytes of it */
-	uint64_t temp_hash;  /* of its content, seeded with nonce */
+	uint64_t temp_inode;			  /* of the temporary drop */
+	uint64_t temp_size;			  /* bytes of it */
+	uint64_t temp_hash;			  /* of its content, seeded with nonce */
+	struct journal_room rooms[JOURNAL_ROOMS]; /* in order; what is not used is zero */
 	/* Patches, and the cut that follows them if cut_length is not 0. */
 	uint64_t patch_count;
 	uint64_t patch_payload; /* bytes of the payload */
@@ -201,6 +209,7 @@ struct expunge_move {
 	struct expunge_record record; /* the last one made; its phase is on disk between phases */
 	struct expunge_cursor cursor; /* a hint: where in the segments we are */
 	uint64_t known_size;	      /* the spool is known to reach here, on disk */
+	uint64_t state_before;	      /* of the record that the first one takes the place of */
 	bool attempted;		      /* a header slot may have been written */
 	bool changed;		      /* the first commit has succeeded */
 	unsigned char *buffer; /* heap; payload of an image phase, or a piece of a direct one */
@@ -350,6 +359,15 @@ int expunge_plan_replace_limited(const struct mbox_table *table, const uint8_t *
 int expunge_apply_limited(const struct store_io *io, int spool_fd, int journal_fd,
     const struct expunge_plan *plan, const struct expunge_limits *limits, bool *pending_out,
     struct error *error);
+/*
+ * As expunge_apply_limited, while a record of a temporary drop is in force: `temp` is that record,
+ * or a void one where none is. All records of the expunge carry its temp_inode, temp_size,
+ * temp_hash and rooms, and the first one takes its place: on failure before that it stays in force,
+ * and *pending_out is true. With rooms, it is they that are taken out, not messages.
+ */
+int expunge_apply_temp(const struct store_io *io, int spool_fd, int journal_fd,
+    const struct expunge_plan *plan, const struct expunge_limits *limits,
+    const struct expunge_record *temp, bool *pending_out, struct error *error);
 int expunge_edit_limited(const struct store_io *io, int spool_fd, int journal_fd,
     const struct expunge_patch *patches, size_t count, const struct expunge_limits *limits,
     bool *pending_out, struct error *error);

@@ -220,25 +220,31 @@ apply_whole(struct expunge_move *move, struct error *error)
 	return expunge_run_phases(move, &record, error);
 }
 
-/* After a failure: is the journal in force? Before the commit point it can still be voided. */
+/*
+ * After a failure: is the journal in force? Before the commit point it can still be voided, unless
+ * a record of a temporary drop was in force.
+ */
 static bool
 left_pending(struct expunge_move *move)
 {
 	struct error ignored;
 
+	if (move->state_before != JOURNAL_VOID)
+		return true;
 	if (move->changed || !move->attempted)
 		return move->changed;
 	return expunge_journal_void(&move->journal, &ignored) != 0;
 }
 
+/* The record in force must be of the kind that the first one may take the place of. */
 static int
-load_void_journal(struct expunge_move *move, bool *pending_out, struct error *error)
+load_journal(struct expunge_move *move, bool *pending_out, struct error *error)
 {
 	struct expunge_slots slots;
 
 	if (expunge_journal_load(&move->journal, &slots, error) != 0)
 		return -1;
-	*pending_out = slots.newest.state != JOURNAL_VOID;
+	*pending_out = slots.newest.state != move->state_before;
 	return *pending_out ? error_set(error, ERROR_CHANGED, JOURNAL_PENDING) : 0;
 }
 
@@ -261,10 +267,42 @@ expunge_apply_limited(const struct store_io *io, int spool_fd, int journal_fd,
 	*pending_out = false;
 	if (plan->first_change == plan->old_size)
 		return 0;
-	if (load_void_journal(&move, pending_out, error) != 0)
+	if (load_journal(&move, pending_out, error) != 0)
 		return -1;
 	if (check_spool(&move, error) == 0)
 		result = stepwise ? apply_steps(&move, error) : apply_whole(&move, error);
+	if (result != 0)
+		*pending_out = left_pending(&move);
+	free(move.buffer);
+	return result;
+}
+
+int
+expunge_apply_temp(const struct store_io *io, int spool_fd, int journal_fd,
+    const struct expunge_plan *plan, const struct expunge_limits *limits,
+    const struct expunge_record *temp, bool *pending_out, struct error *error)
+{
+	struct expunge_move move = {
+		.io = io,
+		.spool_fd = spool_fd,
+		.limits = limits,
+		.plan = plan,
+		.journal = { .io = io, .fd = journal_fd, .size = limits->journal },
+		.record = { .temp_inode = temp->temp_inode,
+		    .temp_size = temp->temp_size,
+		    .temp_hash = temp->temp_hash },
+		.state_before = temp->state,
+	};
+	int result = -1;
+
+	memcpy(move.record.rooms, temp->rooms, sizeof temp->rooms);
+	*pending_out = false;
+	if (plan->first_change == plan->old_size)
+		return 0;
+	if (load_journal(&move, pending_out, error) != 0)
+		return -1;
+	if (check_spool(&move, error) == 0)
+		result = apply_whole(&move, error);
 	if (result != 0)
 		*pending_out = left_pending(&move);
 	free(move.buffer);
@@ -396,7 +434,7 @@ expunge_edit_limited(const struct store_io *io, int spool_fd, int journal_fd,
 	int result;
 
 	*pending_out = false;
-	result = load_void_journal(&move, pending_out, error);
+	result = load_journal(&move, pending_out, error);
 	if (result != 0)
 		return -1;
 	while (count > 0 && result == 0) {

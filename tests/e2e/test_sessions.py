@@ -77,6 +77,25 @@ def update_on_abort_at_timeout(site):
     client.close()
 
 
+@test
+def fetching_deletes_nothing(site):
+    """a client that fetches everything and deletes nothing leaves every byte of the spool as it was"""
+    site.add_user()
+    deliver(site, 200)
+    spool = site.read_mail()
+    for headers in "false", "true":
+        site.start(update_status_headers=headers)
+        client = site.login()
+        for number in range(1, 201):
+            client.retr(number)
+        client.quit()
+        client = site.login()
+        assert client.stat()[0] == 200
+        client.quit()
+        assert site.read_mail() == spool or headers == "true"
+        site.stop()
+
+
 # ---- auto-delete ----
 
 @test
