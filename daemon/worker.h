@@ -95,8 +95,22 @@ struct maildrop {
 	void *block;			/* heap copy of a table that came in the message */
 	void *map;			/* or a sealed memfd */
 	size_t map_size;
+	uint64_t
+	    read_end; /* offset in the spool where the last message that was sent whole ended */
+	size_t read_ahead; /* bytes to read at once while messages are fetched in their order */
 	uint32_t verified_message;		 /* the last one verified, UINT32_MAX: none */
 	struct spool_identity verified_identity; /* under which it was */
+};
+
+/*
+ * What of a spool is in worker->chunk: bytes that were read before identity was seen, so that they
+ * are those of the spool under this identity. The next messages may be sent from there.
+ */
+struct reader_window {
+	uint64_t session;
+	uint64_t offset; /* in the spool */
+	size_t size;	 /* 0: nothing of use is there */
+	struct spool_identity identity;
 };
 
 /* The message that is being verified or sent. */
@@ -227,6 +241,8 @@ struct worker {
 	struct connection *dead;
 
 	char *chunk; /* WORKER_CHUNK_MAX bytes for reads that did not block */
+	struct reader_window window;
+	char *spare_output; /* WORKER_OUTPUT_MAX bytes for who sends next; NULL: lent */
 };
 
 /* ---- worker_loop.c ---- */
@@ -411,10 +427,22 @@ enum reader_result {
 
 /*
  * Read size bytes (at most WORKER_CHUNK_MAX) of a connection's spool without ever blocking the
- * loop; *got_out may be less, 0 at the end of the spool. A failure is logged.
+ * loop; *got_out may be less, 0 at the end of the spool. What is in memory is read up to ahead
+ * bytes (at least size, at most WORKER_CHUNK_MAX). A failure is logged.
  */
 enum reader_result reader_read(
-    struct connection *connection, uint64_t offset, size_t size, size_t *got_out);
+    struct connection *connection, uint64_t offset, size_t size, size_t ahead, size_t *got_out);
+
+/* The bytes that were read last are the spool's under this identity, seen after the read. */
+void reader_keep_window(struct connection *connection, uint64_t offset, size_t size,
+    const struct spool_identity *identity);
+
+/*
+ * The bytes at offset if they were read under this identity and nothing was read since: pointer
+ * into worker->chunk, *size_out how many. NULL: they must be read.
+ */
+const char *reader_find_window(const struct connection *connection, uint64_t offset,
+    const struct spool_identity *identity, size_t *size_out);
 
 /* The finished jobs, oldest first; the caller frees them. */
 struct reader_job *reader_finished(struct reader_pool *pool);

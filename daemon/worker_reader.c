@@ -164,12 +164,14 @@ forgo_nowait(struct maildrop *maildrop)
 }
 
 enum reader_result
-reader_read(struct connection *connection, uint64_t offset, size_t size, size_t *got_out)
+reader_read(
+    struct connection *connection, uint64_t offset, size_t size, size_t ahead, size_t *got_out)
 {
 	struct maildrop *maildrop = &connection->maildrop;
-	struct iovec room = { .iov_base = connection->worker->chunk, .iov_len = size };
+	struct iovec room = { .iov_base = connection->worker->chunk, .iov_len = ahead };
 	ssize_t got = -1;
 
+	connection->worker->window.size = 0;
 	while (got < 0 && !maildrop->threaded_reads) {
 		got = preadv2(maildrop->spool_fd, &room, 1, (off_t)offset,
 		    maildrop->plain_reads ? 0 : RWF_NOWAIT);
@@ -187,6 +189,30 @@ reader_read(struct connection *connection, uint64_t offset, size_t size, size_t 
 		return read_by_thread(connection, offset, size);
 	*got_out = (size_t)got;
 	return READER_DONE;
+}
+
+void
+reader_keep_window(struct connection *connection, uint64_t offset, size_t size,
+    const struct spool_identity *identity)
+{
+	connection->worker->window = (struct reader_window){ .session = connection->session,
+		.offset = offset,
+		.size = size,
+		.identity = *identity };
+}
+
+const char *
+reader_find_window(const struct connection *connection, uint64_t offset,
+    const struct spool_identity *identity, size_t *size_out)
+{
+	const struct reader_window *window = &connection->worker->window;
+
+	if (window->size == 0 || window->session != connection->session ||
+	    offset < window->offset || offset - window->offset >= window->size ||
+	    !spool_identity_equal(&window->identity, identity))
+		return NULL;
+	*size_out = window->size - (size_t)(offset - window->offset);
+	return connection->worker->chunk + (offset - window->offset);
 }
 
 struct reader_job *

@@ -151,7 +151,9 @@ worker_make_tables(struct worker *worker, struct error *error)
 	worker->buckets = calloc(buckets, sizeof(*worker->buckets));
 	worker->timers = calloc(TIMERS_FIRST, sizeof(struct connection *));
 	worker->chunk = malloc(WORKER_CHUNK_MAX);
-	if (worker->buckets == NULL || worker->timers == NULL || worker->chunk == NULL)
+	worker->spare_output = malloc(WORKER_OUTPUT_MAX);
+	if (worker->buckets == NULL || worker->timers == NULL || worker->chunk == NULL ||
+	    worker->spare_output == NULL)
 		return error_set_errno(error, ENOMEM, "cannot make the tables of a worker");
 	return 0;
 }
@@ -162,4 +164,5 @@ worker_free_tables(struct worker *worker)
 	free(worker->buckets);
 	free(worker->timers);
 	free(worker->chunk);
+	free(worker->spare_output);
 }
