@@ -433,6 +433,13 @@ enum reader_result {
 enum reader_result reader_read(
     struct connection *connection, uint64_t offset, size_t size, size_t ahead, size_t *got_out);
 
+/*
+ * How many bytes are worth reading at once for the message that is being sent: more and more while
+ * each message is fetched after the one before it in the spool and nobody else has used
+ * worker->chunk in between; 0: no more than the message.
+ */
+size_t reader_ahead(struct connection *connection, const struct mbox_message *message);
+
 /* The bytes that were read last are the spool's under this identity, seen after the read. */
 void reader_keep_window(struct connection *connection, uint64_t offset, size_t size,
     const struct spool_identity *identity);

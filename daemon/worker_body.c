@@ -26,7 +26,6 @@
 #include "lib/uidl.h"
 
 #define TOP_CHUNK      (16u << 10) /* bytes read at once where only the top is wanted */
-#define AHEAD_FIRST    (32u << 10) /* bytes read at once when one message follows on another */
 #define CHUNKS_IN_TURN 4	   /* then other sessions have theirs */
 #define RESTARTS_MAX   16	   /* of a verification whose spool changes meanwhile */
 #define PAUSES_MAX     100	   /* for the spool's identity to be firm */
@@ -485,29 +484,6 @@ finish(struct connection *connection)
 	return true;
 }
 
-/*
- * How much is worth reading at once: more and more while each message is fetched after the one
- * before it in the spool and nobody else has had the chunk in between.
- */
-static uint64_t
-read_ahead(struct connection *connection)
-{
-	struct maildrop *maildrop = &connection->maildrop;
-	const struct mbox_message *message = current_message(connection);
-	uint64_t position = connection->transfer.position;
-
-	if (position != message->offset + message->prefix_length) /* in the middle of it */
-		return maildrop->read_ahead;
-	if (message->offset < maildrop->read_end ||
-	    message->offset - maildrop->read_end > UINT16_MAX ||
-	    connection->worker->window.session != connection->session)
-		maildrop->read_ahead = 0;
-	else if (maildrop->read_ahead < WORKER_CHUNK_MAX)
-		maildrop->read_ahead =
-		    maildrop->read_ahead == 0 ? AHEAD_FIRST : 2 * maildrop->read_ahead;
-	return maildrop->read_ahead;
-}
-
 static enum reader_result
 read_next(struct connection *connection, size_t *got_out)
 {
@@ -525,7 +501,7 @@ read_next(struct connection *connection, size_t *got_out)
 	} else if (!transfer->known) {
 		size = 0; /* only the identity is of interest */
 	} else if (!top) {
-		ahead = read_ahead(connection);
+		ahead = reader_ahead(connection, current_message(connection));
 	}
 	*got_out = 0;
 	if (size == 0)

@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #define READER_STACK (256u << 10)
+#define AHEAD_FIRST  (32u << 10) /* bytes read at once when one message follows on another */
 
 struct reader_list {
 	struct reader_job *first;
@@ -189,6 +190,25 @@ reader_read(
 		return read_by_thread(connection, offset, size);
 	*got_out = (size_t)got;
 	return READER_DONE;
+}
+
+size_t
+reader_ahead(struct connection *connection, const struct mbox_message *message)
+{
+	struct maildrop *maildrop = &connection->maildrop;
+	bool ours = connection->worker->window.session == connection->session;
+	bool follows = message->offset >= maildrop->read_end &&
+		       message->offset - maildrop->read_end <= UINT16_MAX;
+
+	if (connection->transfer.position != message->offset + message->prefix_length)
+		return maildrop->read_ahead; /* in the middle of it */
+	if (!follows || !ours)
+		maildrop->read_ahead = 0;
+	else if (maildrop->read_ahead == 0)
+		maildrop->read_ahead = AHEAD_FIRST;
+	else if (maildrop->read_ahead < WORKER_CHUNK_MAX)
+		maildrop->read_ahead *= 2;
+	return maildrop->read_ahead;
 }
 
 void
