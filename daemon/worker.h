@@ -31,7 +31,7 @@
 
 #define WORKER_INPUT_MAX       4096u	    /* octets of a client that wait to be understood */
 #define WORKER_OUTPUT_MAX      (256u << 10) /* octets that wait to be sent to a client */
-#define WORKER_OUTPUT_HIGH     (64u << 10)  /* from here on nothing is added before sending */
+#define WORKER_OUTPUT_HIGH     (96u << 10)  /* from here on nothing is added before sending */
 #define WORKER_CHUNK_MAX       (128u << 10) /* bytes of a spool read at once */
 #define WORKER_VERDICT_SECONDS 120	    /* from request to LOGIN_RESULT */
 #define WORKER_CHANNEL_SECONDS 10	    /* for a dead auth channel to be replaced */

@@ -404,6 +404,11 @@ verify_chunk(struct connection *connection, const struct spool_identity *identit
 	connection->maildrop.verified_identity = transfer->verify_identity;
 }
 
+/* room of a chunk, behind what may wait and the line before a message */
+_Static_assert(
+    WORKER_OUTPUT_HIGH + WORKER_CHUNK_MAX + WORKER_CHUNK_MAX / 8 + 1024 <= WORKER_OUTPUT_MAX,
+    "a chunk always finds room in the output");
+
 /* What does not fit into the output is read again: rare, and simpler than keeping it. */
 static void
 send_chunk(struct connection *connection, const char *bytes, size_t available)
