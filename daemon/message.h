@@ -226,7 +226,7 @@ struct message_login_result {
 	uint32_t filesystem; /* enum spool_filesystem */
 	uint32_t count;	     /* messages */
 	uint32_t strings_size;
-	uint32_t reserved;
+	uint32_t hidden; /* messages that no client sees; not in count */
 	uint64_t total_octets;
 	uint64_t open_microseconds; /* time the agent took */
 	struct spool_identity identity;
@@ -236,13 +236,14 @@ struct message_login_result {
 
 /*
  * UPDATE: descriptors in order: session lock; memfd, only when the records do not fit into the
- * tail. Tail or sealed memfd hold one struct mbox_message for each deleted message, then strings.
- * The agent finds them again by their unique-ids in the spool as it then is, never by position
- * alone.
+ * tail. Tail or sealed memfd hold one struct mbox_message for each message that changes, then
+ * strings. Flags of a record say what becomes of its message: MBOX_TOMBSTONE, it is deleted;
+ * MBOX_READ, it was read. The agent finds the messages again by their unique-ids in the spool as it
+ * then is, never by position alone.
  */
 struct message_update {
 	uint64_t session;
-	uint32_t deleted;      /* records, at least 1 */
+	uint32_t records;      /* at least 1 */
 	uint32_t strings_size; /* bytes */
 	uint32_t expected;     /* messages in the maildrop as the session saw it */
 	uint32_t reserved;
@@ -260,6 +261,7 @@ enum update_recovery {
 	RECOVERY_NONE = 0, /* the journal is void */
 	RECOVERY_PENDING,  /* the journal is in force: recover before the locks are given up */
 	RECOVERY_FOREIGN,  /* the journal matches no spool: set it aside */
+	RECOVERY_RENAME,   /* none: the new spool stands in a file of its own (fast-update) */
 	RECOVERY_COUNT
 };
 

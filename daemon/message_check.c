@@ -242,8 +242,8 @@ check_login_result(const struct message *message, const struct parties *parties)
 		return "status out of range";
 	if (result->filesystem >= SPOOL_FILESYSTEM_COUNT)
 		return "filesystem out of range";
-	if (result->reserved)
-		return "reserved is not 0";
+	if (result->hidden > MBOX_MAX_MESSAGES)
+		return "hidden out of range";
 	if (!user_valid(result->user, may_be_empty))
 		return "user is not a user name";
 	if (!PRINTABLE(result->reason))
@@ -264,11 +264,11 @@ check_update(const struct message *message, const struct parties *parties)
 		return "session is 0";
 	if (update->expected > MBOX_MAX_MESSAGES)
 		return "expected out of range";
-	if (update->deleted == 0 || update->deleted > update->expected)
-		return "deleted out of range";
+	if (update->records == 0 || update->records > update->expected)
+		return "records out of range";
 	if (update->reserved)
 		return "reserved is not 0";
-	return check_table(message, update->deleted, update->strings_size, message->fd_count == 2);
+	return check_table(message, update->records, update->strings_size, message->fd_count == 2);
 }
 
 static const char *
@@ -287,7 +287,8 @@ check_update_result(const struct message *message, const struct parties *parties
 	if (result->recovery >=
 	    (parties->sender == ROLE_AGENT ? RECOVERY_COUNT : RECOVERY_NONE + 1))
 		return "recovery out of range";
-	if (result->recovery && result->status != UPDATE_TEMPORARY)
+	if (result->recovery &&
+	    (result->recovery == RECOVERY_RENAME) != (result->status == UPDATE_DONE))
 		return "recovery and status disagree";
 	return PRINTABLE(result->reason) ? NULL : "reason is not printable";
 }

@@ -161,6 +161,7 @@ struct job {
 	struct dot_lock dot_lock;
 	int spool_fd; /* duplicate of the agent's locked spool: keeps the kernel locks */
 	struct journal_slot *slot;
+	int replacement_fd; /* the new spool of a fast-update, or -1 */
 	uint32_t attempts;
 
 	pid_t agent;

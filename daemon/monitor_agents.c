@@ -35,6 +35,7 @@ agent_of_job(const struct monitor *monitor, const struct job *job, int channel)
 		.directory_fd = job->private_directory ? -1 : monitor->spool_directory_fd,
 		.session_lock_fd = job->session_lock_fd,
 		.spool_fd = job->spool_fd,
+		.replacement_fd = job->replacement_fd,
 		.journal_fd = job->slot != NULL ? job->slot->journal_fd : -1,
 		.journal_lock_fd = job->slot != NULL ? job->slot->lock_fd : -1,
 		.update = &job->update,

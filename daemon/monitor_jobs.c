@@ -38,7 +38,7 @@ monitor_job_new(struct monitor *monitor, enum job_kind kind, uint64_t session, u
 	job->kind = kind;
 	job->session = session;
 	job->worker = worker;
-	job->session_lock_fd = job->spool_fd = job->deletions_fd = -1;
+	job->session_lock_fd = job->spool_fd = job->deletions_fd = job->replacement_fd = -1;
 	job->started_ms = monitor_now_ms();
 	job->deadline_ms = job->started_ms + monitor->settings->mail_lock_timeout * 1000;
 	job->next = monitor->jobs;
@@ -101,6 +101,7 @@ monitor_job_finish(struct monitor *monitor, struct job *job)
 {
 	struct error error;
 
+	monitor_replacement_drop(monitor, job);
 	monitor_release_dot_lock(monitor, job);
 	close_descriptor(&job->spool_fd);
 	close_descriptor(&job->session_lock_fd);
@@ -329,6 +330,7 @@ job_start_agent(struct monitor *monitor, struct job *job)
 		job->next_ms = monitor_now_ms() + MONITOR_LOCK_RETRY_MS;
 		return;
 	}
+	monitor_replacement_make(monitor, job);
 	if (monitor_assign_journal(monitor, job, &error) == -1 ||
 	    monitor_agent_start(monitor, job, &error) == -1) {
 		monitor_job_failed(monitor, job, &error);

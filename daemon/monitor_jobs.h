@@ -56,6 +56,18 @@ void monitor_cache_store(struct monitor *monitor, const struct job *job,
 /* Send the worker the table of an unchanged spool; false where an agent must look. */
 bool monitor_cache_open(struct monitor *monitor, struct job *job);
 
+/* ---- monitor_replace.c: fast-update ---- */
+
+/*
+ * Before an update's agent starts: an empty file beside the spool, with its owner and all its
+ * attributes, in job->replacement_fd. Where it is not wanted or cannot be made, that stays -1.
+ */
+void monitor_replacement_make(struct monitor *monitor, struct job *job);
+/* The agent has filled and synced it: rename it over the spool. */
+int monitor_replacement_use(struct monitor *monitor, struct job *job, struct error *error);
+/* Remove it if it is still there. */
+void monitor_replacement_drop(struct monitor *monitor, struct job *job);
+
 /* ---- monitor_update.c ---- */
 
 /* Tell the worker once that its update did not happen. */

@@ -99,15 +99,35 @@ lock_again(struct monitor *monitor, struct job *job)
 	return true;
 }
 
+/* The agent has written a new spool, which takes the place of the old one now, or not at all. */
+static void
+finish_replacement(struct monitor *monitor, struct job *job, struct message_update_result *result)
+{
+	struct error error;
+
+	if (result->recovery != RECOVERY_RENAME)
+		return;
+	result->recovery = RECOVERY_NONE;
+	if (monitor_replacement_use(monitor, job, &error) == 0)
+		return;
+	result->status = UPDATE_TEMPORARY;
+	result->deleted = 0;
+	result->deleted_octets = 0;
+	message_text(result->reason, sizeof result->reason, error.text);
+}
+
 void
 monitor_update_finished(
-    struct monitor *monitor, struct job *job, const struct message_update_result *result)
+    struct monitor *monitor, struct job *job, const struct message_update_result *sent)
 {
+	struct message_update_result finished = *sent;
+	struct message_update_result *result = &finished;
 	struct error error;
 
 	if (result->status == UPDATE_LOCKED && lock_again(monitor, job))
 		return;
 	job->agent_finished = true;
+	finish_replacement(monitor, job, result);
 	if (result->status != UPDATE_DONE)
 		log_write(monitor->log, LOG_LEVEL_ERROR, "update of %s (%s/%s): %s", job->user,
 		    job->names.directory, job->names.spool, result->reason);

@@ -90,7 +90,7 @@ struct pop3_host {
 
 /*
  * One session. Idle ones cost memory: what only some states need is allocated while they last.
- * The host reads user, login, table, deleted, deleted_count, deleted_octets, message, body_lines,
+ * The host reads user, login, table, deleted, retrieved, their counts, message, body_lines,
  * want, state, tls and the counts for the session record; it changes nothing.
  */
 struct pop3_session {
@@ -115,8 +115,10 @@ struct pop3_session {
 	/* transaction state */
 	const struct mbox_table *table; /* borrowed from the host */
 	uint8_t *deleted;		/* bit per message; owned; NULL while none is marked */
+	uint8_t *retrieved; /* the same, of messages that are to be marked as read, or deleted */
 	uint64_t deleted_octets;
 	uint32_t deleted_count;
+	uint32_t read_count;   /* messages that were retrieved for the first time */
 	uint32_t last;	       /* highest message number accessed, for LAST; 0: none */
 	uint64_t body_lines;   /* MBOX_ENCODE_ALL for RETR */
 	uint32_t message;      /* 0-based; POP3_WANT_MESSAGE and POP3_WANT_BODY */
@@ -176,7 +178,15 @@ enum pop3_want pop3_message_sent(struct pop3_session *session, uint64_t octets);
 /* After POP3_WANT_UPDATE: exactly one answer to QUIT. */
 enum pop3_want pop3_update_result(struct pop3_session *session, bool done, struct buffer *out);
 
-/* Whether message i (0-based) is marked deleted. */
+/*
+ * The client is gone without QUIT: the session is closed. True where its marks are to be applied
+ * all the same (update-on-abort, reference 11.8). What auto-delete would delete at QUIT stays: that
+ * we have sent it does not mean that it has arrived.
+ */
+bool pop3_abort(struct pop3_session *session);
+
+/* Whether message i (0-based) is marked deleted, or was retrieved as a whole in this session. */
 bool pop3_is_deleted(const struct pop3_session *session, uint32_t i);
+bool pop3_is_retrieved(const struct pop3_session *session, uint32_t i);
 
 #endif

@@ -311,9 +311,9 @@ logged_in(struct pop3_session *session, const struct mbox_table *table, const ch
 	session->state = POP3_TRANSACTION;
 	free(session->timestamp);
 	session->timestamp = NULL;
-	return pop3_reply_ok(out, "%s has %u visible message%s (0 hidden) in %llu octets.",
+	return pop3_reply_ok(out, "%s has %u visible message%s (%u hidden) in %llu octets.",
 	    pop3_escape(user, length, POP3_USER_MAX, name), table->count,
-	    table->count == 1 ? "" : "s", (unsigned long long)table->total_octets);
+	    table->count == 1 ? "" : "s", table->hidden, (unsigned long long)table->total_octets);
 }
 
 static enum pop3_want

@@ -32,7 +32,8 @@ append_login_delay(const struct pop3_session *session, struct buffer *out)
 static void
 append_expire(const struct pop3_session *session, struct buffer *out)
 {
-	int64_t days = session->host->settings->announce_expire;
+	const struct settings *settings = session->host->settings;
+	int64_t days = settings->auto_delete ? 0 : settings->announce_expire;
 
 	if (days == SETTINGS_EXPIRE_NEVER)
 		buffer_append_format(out, " NEVER");

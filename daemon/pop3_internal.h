@@ -118,6 +118,11 @@ uint64_t pop3_visible_octets(const struct pop3_session *session);
 bool pop3_message_argument(const struct pop3_session *session,
     const struct pop3_arguments *arguments, uint32_t *message_out, struct buffer *out);
 
+/* ---- pop3_update.c ---- */
+
+/* A message was sent as a whole: for LAST, read marks and auto-delete. */
+void pop3_mark_retrieved(struct pop3_session *session, uint32_t message);
+
 /* ---- pop3_listing.c ---- */
 
 /* The next portion of the running listing. */
@@ -140,10 +145,10 @@ POP3_HANDLER(pop3_command_uidl);
 POP3_HANDLER(pop3_command_stat); /* pop3_transaction.c */
 POP3_HANDLER(pop3_command_retr);
 POP3_HANDLER(pop3_command_top);
-POP3_HANDLER(pop3_command_dele);
 POP3_HANDLER(pop3_command_noop);
-POP3_HANDLER(pop3_command_rset);
 POP3_HANDLER(pop3_command_last);
+POP3_HANDLER(pop3_command_dele); /* pop3_update.c */
+POP3_HANDLER(pop3_command_rset);
 POP3_HANDLER(pop3_command_quit);
 
 #endif

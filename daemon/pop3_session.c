@@ -177,6 +177,7 @@ pop3_end(struct pop3_session *session)
 	free(session->line);
 	free(session->timestamp);
 	free(session->deleted);
+	free(session->retrieved);
 	explicit_bzero(session, sizeof(*session));
 	session->state = POP3_CLOSED;
 	session->want = POP3_WANT_CLOSE;

@@ -1,7 +1,7 @@
 /*
- * Commands of the TRANSACTION state but the listings, and what the host reports about them. Runs
- * in the worker; trusts the table, which the host has checked. RFC 1939 sections 5 to 7; LAST is
- * that of RFC 1460.
+ * Commands of the TRANSACTION state that only read, but for the listings. Runs in the worker;
+ * trusts the table, which the host has checked. RFC 1939 sections 5 and 7; LAST is that of RFC
+ * 1460.
  */
 #include "config.h"
 
@@ -9,8 +9,6 @@
 #include "lib/mbox_encode.h"
 
 #include <inttypes.h>
-#include <stdlib.h>
-#include <string.h>
 
 uint32_t
 pop3_visible_count(const struct pop3_session *session)
@@ -22,12 +20,6 @@ uint64_t
 pop3_visible_octets(const struct pop3_session *session)
 {
 	return session->table->total_octets - session->deleted_octets;
-}
-
-bool
-pop3_is_deleted(const struct pop3_session *session, uint32_t i)
-{
-	return session->deleted != NULL && (session->deleted[i / 8] >> (i % 8) & 1) != 0;
 }
 
 /*
@@ -164,80 +156,10 @@ pop3_message_sent(struct pop3_session *session, uint64_t octets)
 	if (session->body_lines == MBOX_ENCODE_ALL) {
 		session->retrieved_count++;
 		session->retrieved_octets += octets;
-		if (session->last < session->message + 1)
-			session->last = session->message + 1;
+		pop3_mark_retrieved(session, session->message);
 	} else {
 		session->top_count++;
 	}
 	session->want = POP3_WANT_INPUT;
 	return session->want;
-}
-
-/* ---- DELE, RSET and QUIT ---- */
-
-/* Mark a message deleted; false: no memory. */
-static bool
-mark_deleted(struct pop3_session *session, uint32_t message)
-{
-	if (session->deleted == NULL)
-		session->deleted = calloc(session->table->count / 8 + 1, 1);
-	if (session->deleted == NULL)
-		return false;
-	session->deleted[message / 8] |= (uint8_t)(1u << (message % 8));
-	session->deleted_count++;
-	session->deleted_octets += session->table->messages[message].octets;
-	if (session->last < message + 1)
-		session->last = message + 1;
-	return true;
-}
-
-enum pop3_want
-pop3_command_dele(
-    struct pop3_session *session, const struct pop3_arguments *arguments, struct buffer *out)
-{
-	uint32_t message;
-
-	if (!pop3_message_argument(session, arguments, &message, out))
-		return POP3_WANT_INPUT;
-	if (!mark_deleted(session, message))
-		return pop3_reply_error(
-		    session, out, "[SYS/TEMP] Out of memory; the message is not deleted.");
-	return pop3_reply_ok(
-	    out, "Message %" PRIu32 " has been deleted; QUIT makes it final.", message + 1);
-}
-
-enum pop3_want
-pop3_command_rset(
-    struct pop3_session *session, const struct pop3_arguments *arguments, struct buffer *out)
-{
-	(void)arguments;
-	free(session->deleted);
-	session->deleted = NULL;
-	session->deleted_count = 0;
-	session->deleted_octets = 0;
-	session->last = 0;
-	return pop3_reply_ok(out, "maildrop has %" PRIu32 " messages (%" PRIu64 " octets)",
-	    pop3_visible_count(session), pop3_visible_octets(session));
-}
-
-enum pop3_want
-pop3_command_quit(
-    struct pop3_session *session, const struct pop3_arguments *arguments, struct buffer *out)
-{
-	(void)arguments;
-	if (session->deleted_count == 0)
-		return pop3_sign_off(session, out);
-	session->state = POP3_UPDATE;
-	return POP3_WANT_UPDATE;
-}
-
-enum pop3_want
-pop3_update_result(struct pop3_session *session, bool done, struct buffer *out)
-{
-	if (done)
-		pop3_sign_off(session, out);
-	else
-		pop3_reply_error(
-		    session, out, "[SYS/TEMP] The deletions were not applied; try again later.");
-	return pop3_settle(session, POP3_WANT_CLOSE, out);
 }

@@ -132,8 +132,8 @@ static int
 drop_inheritance(const struct user_agent *agent, struct error *error)
 {
 	const int keep[] = { STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO, agent->channel,
-		agent->directory_fd, agent->session_lock_fd, agent->spool_fd, agent->journal_fd,
-		agent->journal_lock_fd, agent->deletions_fd };
+		agent->directory_fd, agent->session_lock_fd, agent->spool_fd, agent->replacement_fd,
+		agent->journal_fd, agent->journal_lock_fd, agent->deletions_fd };
 	sigset_t none;
 
 	if (sandbox_close_all_but(keep, sizeof keep / sizeof keep[0], error) == -1)

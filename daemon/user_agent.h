@@ -37,6 +37,7 @@ struct user_agent {
 	int directory_fd;    /* of the spool; -1 in a private directory */
 	int session_lock_fd; /* held by us as long as we run; -1: none */
 	int spool_fd;	     /* recovery: the locked spool, or -1 to open it */
+	int replacement_fd;  /* update: an empty file for the new spool, or -1 */
 	int journal_fd;	     /* update and recovery */
 	int journal_lock_fd; /* owner record, synced before the commit point */
 	const struct message_update *update;

@@ -64,7 +64,7 @@ static int
 load_list(struct update *update, struct error *error)
 {
 	const struct message_update *message = update->agent->update;
-	size_t messages_size = (size_t)message->deleted * sizeof(struct mbox_message);
+	size_t messages_size = (size_t)message->records * sizeof(struct mbox_message);
 	size_t size = messages_size + message->strings_size;
 	const unsigned char *bytes = update->agent->deletions;
 
@@ -88,7 +88,7 @@ load_list(struct update *update, struct error *error)
 	memcpy(update->wanted.strings, bytes + messages_size, message->strings_size);
 	update->wanted.strings[message->strings_size] = '\0';
 	update->wanted.strings_size = message->strings_size;
-	update->wanted.count = message->deleted;
+	update->wanted.count = message->records;
 	return 0;
 }
 
@@ -223,9 +223,26 @@ make_durable(const struct update *update, struct error *error)
 	    &store_io_system, update->agent->journal_lock_fd, "journal owner record", error);
 }
 
+/*
+ * fast-update: write the new spool beside the old one. False where it is not wanted or not
+ * possible, or where only the end of the spool goes, which is faster in place.
+ */
+static bool
+replace_spool(struct update *update, const struct expunge_plan *plan)
+{
+	struct error ignored;
+
+	if (update->agent->replacement_fd == -1 || plan->new_size == plan->first_change ||
+	    expunge_copy(update->spool_fd, update->agent->replacement_fd, plan, &ignored) == -1)
+		return false;
+	update->result.recovery = RECOVERY_RENAME;
+	return true;
+}
+
 static int
 expunge(struct update *update, struct error *error)
 {
+	struct expunge_abilities abilities;
 	struct expunge_plan plan;
 	struct stat status;
 	bool pending = false;
@@ -238,12 +255,17 @@ expunge(struct update *update, struct error *error)
 		return -1;
 	if (update->result.deleted == 0)
 		return 0; /* another program has deleted them already */
-	if (expunge_plan_make(&update->table, update->deleted, &plan, error) == -1)
+	if (expunge_probe(update->spool_fd, update->agent->settings->filler, &abilities, error) ==
+		-1 ||
+	    expunge_plan_make(&update->table, update->deleted, &abilities, &plan, error) == -1)
 		return -1;
-	if (make_durable(update, error) == 0)
+	if (replace_spool(update, &plan)) {
+		result = 0;
+	} else if (make_durable(update, error) == 0) {
 		result = expunge_apply(&store_io_system, update->spool_fd,
 		    update->agent->journal_fd, &plan, &pending, error);
-	update->result.recovery = pending ? RECOVERY_PENDING : RECOVERY_NONE;
+		update->result.recovery = pending ? RECOVERY_PENDING : RECOVERY_NONE;
+	}
 	expunge_plan_free(&plan);
 	return result;
 }
@@ -307,6 +329,17 @@ report_recovery(struct update *update, enum expunge_recovery recovery)
 		update->result.status = UPDATE_TEMPORARY;
 		snprintf(update->result.reason, sizeof update->result.reason,
 		    "the update had not begun: the spool is unchanged");
+		break;
+	case EXPUNGE_COMPLETED_STEP:
+		update->result.status = UPDATE_TEMPORARY;
+		snprintf(update->result.reason, sizeof update->result.reason,
+		    "only a part of the messages was deleted");
+		break;
+	case EXPUNGE_TEMP_DROP:
+		update->result.status = UPDATE_TEMPORARY;
+		update->result.recovery = RECOVERY_PENDING;
+		snprintf(update->result.reason, sizeof update->result.reason,
+		    "a temporary drop is pending");
 		break;
 	case EXPUNGE_FOREIGN:
 		update->result.status = UPDATE_TEMPORARY;

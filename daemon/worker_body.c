@@ -165,6 +165,7 @@ take_table(
 		.strings_size = result->strings_size,
 		.spool_size = result->identity.size,
 		.total_octets = result->total_octets,
+		.hidden = result->hidden,
 	};
 	if (bytes == NULL)
 		return 0;
@@ -196,19 +197,50 @@ maildrop_take(struct maildrop *maildrop, struct message *message, struct error *
 	return failed;
 }
 
-/* ---- the deletions ---- */
+/* ---- what a session changes ---- */
 
-/* Copy what is deleted into room; its strings follow, and their positions are put right. */
+/* What becomes of message i, as flags of a record of UPDATE; 0: nothing. */
+static uint16_t
+change_of(const struct connection *connection, uint32_t i)
+{
+	if (pop3_is_deleted(&connection->engine, i))
+		return MBOX_TOMBSTONE;
+	return pop3_is_retrieved(&connection->engine, i) ? MBOX_READ : 0;
+}
+
+/* How many messages change, and the bytes of their unique-ids that stand in strings. */
+static uint32_t
+measure_changes(const struct connection *connection, size_t *strings_size_out)
+{
+	const struct mbox_table *table = &connection->maildrop.table;
+	uint32_t count = 0;
+
+	*strings_size_out = 0;
+	for (uint32_t i = 0; i < table->count; i++) {
+		uint32_t uid = table->messages[i].uid;
+		if (change_of(connection, i) == 0)
+			continue;
+		count++;
+		if (uid & MBOX_UID_IN_STRINGS)
+			*strings_size_out +=
+			    strlen(table->strings + (uid & ~MBOX_UID_IN_STRINGS)) + 1;
+	}
+	return count;
+}
+
+/* Copy what changes into records; its strings follow, and their positions are put right. */
 static void
-list_deletions(const struct connection *connection, struct mbox_message *records, char *strings)
+list_changes(const struct connection *connection, struct mbox_message *records, char *strings)
 {
 	const struct mbox_table *table = &connection->maildrop.table;
 	size_t used = 0;
 
 	for (uint32_t i = 0; i < table->count; i++) {
-		if (!pop3_is_deleted(&connection->engine, i))
+		uint16_t change = change_of(connection, i);
+		if (change == 0)
 			continue;
 		*records = table->messages[i];
+		records->flags = change;
 		if (records->uid & MBOX_UID_IN_STRINGS) {
 			const char *uid = table->strings + (records->uid & ~MBOX_UID_IN_STRINGS);
 			size_t size = strlen(uid) + 1;
@@ -220,28 +252,14 @@ list_deletions(const struct connection *connection, struct mbox_message *records
 	}
 }
 
-static size_t
-deleted_strings_size(const struct connection *connection)
-{
-	const struct mbox_table *table = &connection->maildrop.table;
-	size_t size = 0;
-
-	for (uint32_t i = 0; i < table->count; i++) {
-		uint32_t uid = table->messages[i].uid;
-		if (uid & MBOX_UID_IN_STRINGS && pop3_is_deleted(&connection->engine, i))
-			size += strlen(table->strings + (uid & ~MBOX_UID_IN_STRINGS)) + 1;
-	}
-	return size;
-}
-
 static int
 write_sealed(const char *bytes, size_t size, int *fd_out, struct error *error)
 {
-	int fd = memfd_create("deletions", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	int fd = memfd_create("changes", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	size_t done = 0;
 
 	if (fd < 0)
-		return error_set_errno(error, errno, "cannot make a list of deletions");
+		return error_set_errno(error, errno, "cannot make a list of changes");
 	while (done < size) {
 		ssize_t written = write(fd, bytes + done, size - done);
 		if (written < 0 && errno != EINTR)
@@ -253,7 +271,7 @@ write_sealed(const char *bytes, size_t size, int *fd_out, struct error *error)
 	*fd_out = fd;
 	return 0;
 failed:
-	error_set_errno(error, errno, "cannot write the list of deletions");
+	error_set_errno(error, errno, "cannot write the list of changes");
 	close(fd);
 	return -1;
 }
@@ -263,22 +281,25 @@ maildrop_post_update(struct connection *connection, struct error *error)
 {
 	struct worker *worker = connection->worker;
 	struct message_update update = { .session = connection->session,
-		.deleted = connection->engine.deleted_count,
 		.expected = connection->maildrop.table.count };
-	size_t strings_size = deleted_strings_size(connection);
-	size_t size = table_size(update.deleted, 0) + strings_size;
+	size_t strings_size;
+	size_t size;
 	int fds[2] = { connection->maildrop.lock_fd, -1 };
-	bool fits = size <= MESSAGE_TABLE_INLINE * sizeof(struct mbox_message);
-	char *list = malloc(size);
+	bool fits;
+	char *list;
 	int failed = 0;
 
+	update.records = measure_changes(connection, &strings_size);
+	size = table_size(update.records, 0) + strings_size;
+	fits = size <= MESSAGE_TABLE_INLINE * sizeof(struct mbox_message);
+	list = malloc(size);
 	if (list == NULL || strings_size > UINT32_MAX) {
 		free(list);
-		return error_set_errno(error, ENOMEM, "cannot make a list of deletions");
+		return error_set_errno(error, ENOMEM, "cannot make a list of changes");
 	}
 	update.strings_size = (uint32_t)strings_size;
-	list_deletions(
-	    connection, (struct mbox_message *)(void *)list, list + table_size(update.deleted, 0));
+	list_changes(
+	    connection, (struct mbox_message *)(void *)list, list + table_size(update.records, 0));
 	if (!fits)
 		failed = write_sealed(list, size, &fds[1], error);
 	if (failed == 0) {

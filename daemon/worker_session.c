@@ -60,6 +60,32 @@ give_lock_back(struct worker *worker, uint64_t session, int lock_fd)
 	    lock_fd >= 0 ? 1 : 0);
 }
 
+/*
+ * The session has marks that nobody waits for: those of one that ended without QUIT
+ * (update-on-abort), or read marks for the index. They go to the monitor with the session lock.
+ */
+static void
+leave_marks(struct connection *connection)
+{
+	const struct pop3_session *engine = &connection->engine;
+	bool aborted = pop3_abort(&connection->engine);
+	bool indexed = strcmp(connection->end, "quit") == 0 && engine->read_count > 0 &&
+		       connection->maildrop.map != NULL;
+	struct error error;
+
+	if (connection->maildrop.lock_fd < 0 || (!aborted && !indexed))
+		return;
+	if (maildrop_post_update(connection, &error) != 0) {
+		log_write(connection->worker->log, LOG_LEVEL_ERROR, "update for %s: %s",
+		    session_user_name(connection), error.text);
+	} else if (aborted) {
+		connection->figures.deleted = engine->deleted_count;
+		connection->figures.deleted_octets = engine->deleted_octets;
+		connection->figures.left -= engine->deleted_count;
+		connection->figures.left_octets -= engine->deleted_octets;
+	}
+}
+
 void
 session_over(struct connection *connection, const char *end)
 {
@@ -72,6 +98,8 @@ session_over(struct connection *connection, const char *end)
 		worker_cancel_request(worker, connection->session);
 	if (connection->engine.state == POP3_AUTHORIZATION_USER && strcmp(end, "quit") != 0)
 		session_warn_of_probe(connection, connection->engine.user, POP3_USER_MAX);
+	if (connection->logged_in)
+		leave_marks(connection);
 	session_record(connection, end);
 	if (!connection->logged_in)
 		return;
@@ -318,8 +346,13 @@ session_update_result(struct worker *worker, const struct message_update_result 
 {
 	struct connection *connection = connection_find(worker, result->session);
 
-	if (connection == NULL || connection->wait != WAIT_UPDATE)
+	if (connection == NULL || connection->wait != WAIT_UPDATE) {
+		if (result->status != UPDATE_DONE)
+			log_write(worker->log, LOG_LEVEL_WARNING,
+			    "what a session that is over had marked was not applied: %s",
+			    result->reason);
 		return;
+	}
 	session_update_done(connection, result);
 	connection_run(connection);
 }

@@ -37,25 +37,62 @@ struct expunge_segment {
 	const char *text; /* inserted bytes, owned by the plan; NULL for a kept part */
 };
 
+/* How a step is made. */
+enum expunge_strategy {
+	EXPUNGE_TRUNCATE,
+	EXPUNGE_SINGLE_SHOT,
+	EXPUNGE_COLLAPSE, /* the file system takes whole blocks out; a filler takes up the rest */
+	EXPUNGE_CLONE,	  /* a phased move that shares blocks where it can */
+	EXPUNGE_MOVE,
+};
+
+/*
+ * One step of a plan; each is atomic by itself. A collapse takes out one run of messages; a step of
+ * another kind makes all of the plan that is left.
+ */
+struct expunge_step {
+	enum expunge_strategy strategy;
+	uint64_t start;		/* offset of the first message that goes, */
+	uint64_t end;		/* and behind the last one */
+	uint32_t prefix_length; /* of the message at end; see struct mbox_message */
+	bool filler;		/* that message has a filler already */
+	uint64_t cost;		/* estimate of bytes read and written */
+};
+
+/* What the file system under a spool can do, and what settings allow. All false: nothing. */
+struct expunge_abilities {
+	bool collapse;	     /* take whole blocks out of a file */
+	bool clone;	     /* share blocks between offsets */
+	bool filler;	     /* leave filler fields, without which neither is of much use */
+	uint64_t block_size; /* bytes */
+};
+
+#define EXPUNGE_COLLAPSE_MAX 8u /* runs that are taken out by collapses in one plan */
+
 struct expunge_plan {
 	struct expunge_segment *segments; /* in order of the new spool; owned */
 	uint32_t count;
-	char *text;		 /* storage of all inserted bytes; owned */
-	uint64_t old_size;	 /* bytes */
-	uint64_t new_size;	 /* bytes; never more than old_size */
-	uint64_t first_change;	 /* offset below which nothing moves */
-	uint32_t deleted;	 /* messages */
-	uint64_t deleted_octets; /* as POP3 counts them */
+	struct expunge_step
+	    steps[EXPUNGE_COLLAPSE_MAX + 1]; /* in the order in which they are made */
+	uint32_t step_count;
+	struct expunge_abilities abilities; /* for which it was made */
+	char *text;			    /* storage of all inserted bytes; owned */
+	uint64_t old_size;		    /* bytes */
+	uint64_t new_size;		    /* bytes; never more than old_size; without fillers */
+	uint64_t first_change;		    /* offset below which nothing moves */
+	uint32_t deleted;		    /* messages */
+	uint64_t deleted_octets;	    /* as POP3 counts them */
 };
 
 /*
  * Plan the removal of the messages whose bit is set in deleted (bit i of byte i/8 = message i).
  * Where identical messages lose a lower one, the survivor gets its unique-id as an X-UIDL field
  * directly after its separator line; a plan in which the new spool would run ahead of the old one
- * at any point is refused with ERROR_LIMIT. No I/O. The plan is the caller's (expunge_plan_free).
+ * at any point is refused with ERROR_LIMIT. abilities (NULL: none) choose the steps. No I/O. The
+ * plan is the caller's (expunge_plan_free).
  */
 int expunge_plan_make(const struct mbox_table *table, const uint8_t *deleted,
-    struct expunge_plan *plan_out, struct error *error);
+    const struct expunge_abilities *abilities, struct expunge_plan *plan_out, struct error *error);
 void expunge_plan_free(struct expunge_plan *plan);
 
 /*
@@ -68,11 +105,41 @@ void expunge_plan_free(struct expunge_plan *plan);
 int expunge_apply(const struct store_io *io, int spool_fd, int journal_fd,
     const struct expunge_plan *plan, bool *pending_out, struct error *error);
 
+/*
+ * Write the new spool to the empty file behind copy_fd instead, and sync it (fast-update): the
+ * spool is only read. ERROR_CHANGED when the spool was changed meanwhile by somebody who ignores
+ * the locks; nothing is lost then, the copy is to be thrown away. Needs no journal: the caller
+ * renames the copy over the spool, or does not.
+ */
+int expunge_copy(int spool_fd, int copy_fd, const struct expunge_plan *plan, struct error *error);
+
+/* Bytes to be written over others. */
+struct expunge_patch {
+	uint64_t offset; /* in the spool */
+	uint64_t length; /* bytes, more than 0 */
+	const char *bytes;
+};
+
+/*
+ * Write patches over the spool, in the order of their offsets and without overlap; the journal as
+ * for expunge_apply. All or none where they fit the journal together; more than that go in several
+ * such groups, in order. Bytes that come or go are not for this: the size stays.
+ */
+int expunge_edit(const struct store_io *io, int spool_fd, int journal_fd,
+    const struct expunge_patch *patches, size_t count, bool *pending_out, struct error *error);
+
+/* What the file system behind fd can do; filler: settings allow filler fields. */
+int expunge_probe(
+    int fd, bool filler, struct expunge_abilities *abilities_out, struct error *error);
+
 enum expunge_recovery {
 	EXPUNGE_NOTHING_PENDING, /* the journal was void: spool untouched by us */
 	EXPUNGE_COMPLETED,	 /* the deletion is on disk now */
+	EXPUNGE_COMPLETED_STEP,	 /* a step of the deletion is on disk now; others were not begun */
 	EXPUNGE_FOREIGN,	 /* the spool is not what was journalled: nothing written, journal
 				    kept for the administrator */
+	EXPUNGE_TEMP_DROP,	 /* the journal is that of a temporary drop: nothing touched, it is
+				    for the recovery of temporary drops to finish */
 };
 
 /*

@@ -16,7 +16,8 @@
 
 #define SPOOL_WHAT   "spool"
 #define JOURNAL_WHAT "journal of an expunge"
-#define PIECE	     (1u << 20) /* bytes copied at once in a direct phase */
+#define PIECE	     (256u << 10) /* bytes copied at once: they stay in the processor's cache */
+#define SAMPLES	     64u	  /* of a direct phase that are hashed */
 
 /* ---- the output ---- */
 
@@ -100,29 +101,44 @@ read_output(const struct expunge_move *move, struct expunge_cursor *cursor, uint
 	return 0;
 }
 
+/* Put size bytes of the output from `at` on into the hash, or so much of them as one piece holds.
+ */
+static int
+hash_piece(struct expunge_move *move, struct expunge_cursor *cursor, uint64_t at, uint64_t size,
+    XXH3_state_t *state, struct error *error)
+{
+	if (read_output(move, cursor, at, move->buffer, size, error) != 0)
+		return -1;
+	XXH3_64bits_update(state, move->buffer, size);
+	return 0;
+}
+
 int
 expunge_hash_output(struct expunge_move *move, const struct expunge_record *record,
     uint64_t *hash_out, struct error *error)
 {
 	struct expunge_cursor cursor = move->cursor;
-	uint64_t at = record->done;
+	uint64_t length = record->end - record->done;
+	uint64_t sample = move->limits->sample;
+	uint64_t stride = length / SAMPLES;
 	XXH3_state_t *state;
 	int result = -1;
 
+	/* All of it, unless the samples would be much less. */
+	if (stride < 2 * sample) {
+		stride = PIECE;
+		sample = PIECE;
+	}
 	if (expunge_reserve(move, PIECE, error) != 0)
 		return -1;
 	state = XXH3_createState();
 	if (state == NULL)
 		return error_set(error, ERROR_LIMIT, "no memory for a hash");
 	XXH3_64bits_reset_withSeed(state, record->nonce);
-	while (at < record->end) {
-		uint64_t size = minimum(record->end - at, move->buffer_size);
-
-		if (read_output(move, &cursor, at, move->buffer, size, error) != 0)
+	for (uint64_t at = 0; at < length; at += stride)
+		if (hash_piece(move, &cursor, record->done + at, minimum(length - at, sample),
+			state, error) != 0)
 			goto out;
-		XXH3_64bits_update(state, move->buffer, size);
-		at += size;
-	}
 	expunge_mark_fill(record, 0, move->buffer, record->mark_length);
 	XXH3_64bits_update(state, move->buffer, record->mark_length);
 	*hash_out = XXH3_64bits_digest(state);
@@ -188,8 +204,8 @@ choose_phase(struct expunge_move *move, struct expunge_record *record)
 		record->mark_length = 0;
 }
 
-static void
-make_mark(struct expunge_record *record, uint64_t sequence)
+void
+expunge_make_mark(struct expunge_record *record, uint64_t sequence)
 {
 	XXH128_canonical_t bytes;
 	uint64_t seed[2] = { sequence, record->end };
@@ -222,10 +238,16 @@ write_payload(struct expunge_move *move, struct expunge_record *record, struct e
 	    (off_t)expunge_payload_offset(record->program_size), JOURNAL_WHAT, error);
 }
 
-static int
-commit(struct expunge_move *move, struct expunge_record *record, struct error *error)
+int
+expunge_commit(struct expunge_move *move, struct expunge_record *record, struct error *error)
 {
+	uint64_t behind = record->known_size - record->seam_end;
+
 	if (expunge_anchors(move, record, &record->low_hash, &record->high_hash, error) != 0)
+		return -1;
+	if (record->cut_length > 0 &&
+	    expunge_hash_spool(move, record->seam_end, minimum(behind, JOURNAL_ANCHOR),
+		&record->behind_hash, error) != 0)
 		return -1;
 	move->attempted = true;
 	if (expunge_journal_commit(&move->journal, record, error) != 0)
@@ -241,7 +263,7 @@ begin_phase(struct expunge_move *move, struct expunge_record *record, struct err
 {
 	record->known_size = move->known_size;
 	choose_phase(move, record);
-	make_mark(record, move->journal.sequence + 1);
+	expunge_make_mark(record, move->journal.sequence + 1);
 	if (record->state == JOURNAL_IMAGE) {
 		if (write_payload(move, record, error) != 0)
 			return -1;
@@ -250,10 +272,58 @@ begin_phase(struct expunge_move *move, struct expunge_record *record, struct err
 		if (expunge_hash_output(move, record, &record->output_hash, error) != 0)
 			return -1;
 	}
-	return commit(move, record, error);
+	return expunge_commit(move, record, error);
 }
 
 /* ---- destructive steps ---- */
+
+/*
+ * Let whole blocks of the run of output at *at be shared with its source, if they can be; *size is
+ * the rest of what is to be copied before it, or all. *shared_out bytes behind *size are done.
+ */
+static int
+share_blocks(const struct expunge_move *move, uint64_t at, uint64_t run, uint64_t source,
+    uint64_t *size, uint64_t *shared_out, struct error *error)
+{
+	uint64_t block = move->plan->abilities.block_size;
+	const struct store_io *io = move->io;
+	uint64_t start;
+	uint64_t end;
+
+	*shared_out = 0;
+	if ((source - at) % block != 0)
+		return 0;
+	start = (at + block - 1) / block * block;
+	end = (at + run) / block * block;
+	if (start >= end)
+		return 0;
+	if (io->operations->clone_range(io->context, move->spool_fd, (off_t)start, move->spool_fd,
+		(off_t)(start + (source - at)), (off_t)(end - start)) == 0) {
+		*size = start - at;
+		*shared_out = end - start;
+		return 0;
+	}
+	if (errno != EOPNOTSUPP && errno != EINVAL && errno != ENOSYS && errno != EXDEV &&
+	    errno != ENOTTY && errno != EINTR)
+		return error_set_errno(error, errno, "cannot share blocks of the " SPOOL_WHAT);
+	return 0;
+}
+
+static int
+copy_output(struct expunge_move *move, struct expunge_cursor *cursor, uint64_t at, uint64_t end,
+    struct error *error)
+{
+	while (at < end) {
+		uint64_t size = minimum(end - at, PIECE);
+
+		if (read_output(move, cursor, at, move->buffer, size, error) != 0 ||
+		    store_write(move->io, move->spool_fd, move->buffer, size, (off_t)at, SPOOL_WHAT,
+			error) != 0)
+			return -1;
+		at += size;
+	}
+	return 0;
+}
 
 static int
 write_direct(struct expunge_move *move, struct error *error)
@@ -262,13 +332,21 @@ write_direct(struct expunge_move *move, struct error *error)
 	struct expunge_cursor cursor = move->cursor;
 
 	for (uint64_t at = record->done; at < record->end;) {
-		uint64_t size = minimum(record->end - at, move->buffer_size);
+		uint64_t size = record->end - at;
+		uint64_t shared = 0;
+		uint64_t source;
+		const char *text;
 
-		if (read_output(move, &cursor, at, move->buffer, size, error) != 0 ||
-		    store_write(move->io, move->spool_fd, move->buffer, size, (off_t)at, SPOOL_WHAT,
-			error) != 0)
+		if (move->plan->abilities.clone) {
+			cursor_seek(move->plan, &cursor, at);
+			size = output_run(move->plan, &cursor, at, size, &text, &source);
+			if (text == NULL &&
+			    share_blocks(move, at, size, source, &size, &shared, error) != 0)
+				return -1;
+		}
+		if (copy_output(move, &cursor, at, at + size, error) != 0)
 			return -1;
-		at += size;
+		at += size + shared;
 	}
 	if (record->mark_length == 0)
 		return 0;
@@ -277,9 +355,8 @@ write_direct(struct expunge_move *move, struct error *error)
 	    (off_t)record->end, SPOOL_WHAT, error);
 }
 
-/* Learn how far the spool reaches now. Only what is synced after this may be relied on. */
-static int
-measure(struct expunge_move *move, struct error *error)
+int
+expunge_measure(struct expunge_move *move, struct error *error)
 {
 	struct stat status;
 
@@ -304,7 +381,7 @@ expunge_write_phase(struct expunge_move *move, struct error *error)
 		       SPOOL_WHAT, error) != 0) {
 		return -1;
 	}
-	if (measure(move, error) != 0)
+	if (expunge_measure(move, error) != 0)
 		return -1;
 	return store_sync(move->io, move->spool_fd, SPOOL_WHAT, error);
 }
@@ -335,7 +412,7 @@ cut(struct expunge_move *move, bool *cut_out, struct error *error)
 	record.payload_hash = 0;
 	record.output_hash = 0;
 	record.known_size = known_size;
-	if (commit(move, &record, error) != 0 || measure(move, error) != 0)
+	if (expunge_commit(move, &record, error) != 0 || expunge_measure(move, error) != 0)
 		return -1;
 	*cut_out = move->known_size == known_size;
 	if (*cut_out &&
@@ -365,37 +442,32 @@ expunge_finish(struct expunge_move *move, struct error *error)
 	return expunge_journal_void(&move->journal, error);
 }
 
-/* ---- apply ---- */
+/* ---- the first record ---- */
 
-/* Bind the first record to this spool, with everything in it on disk. */
-static int
-identify(struct expunge_move *move, struct error *error)
+int
+expunge_identify(struct expunge_move *move, struct expunge_record *record, struct error *error)
 {
-	struct expunge_record *record = &move->record;
 	struct stat status;
 
 	if (store_status(move->io, move->spool_fd, &status, SPOOL_WHAT, error) != 0)
 		return -1;
-	if (status.st_size < 0 || (uint64_t)status.st_size < move->plan->old_size)
-		return error_set(error, ERROR_CHANGED, "spool is shorter than it was when indexed");
+	if (status.st_size < 0)
+		return error_set(error, ERROR_FORMAT, "the size of the spool is negative");
 	move->known_size = (uint64_t)status.st_size;
 	record->device = status.st_dev;
 	record->inode = status.st_ino;
-	record->old_size = move->plan->old_size;
-	record->new_size = move->plan->new_size;
-	record->done = move->plan->first_change;
-	record->end = move->plan->first_change;
+	record->known_size = move->known_size;
 	if (getrandom(&record->nonce, sizeof record->nonce, 0) != (ssize_t)sizeof record->nonce)
 		return error_set_errno(error, errno, "cannot get random bytes");
+	move->record.nonce = record->nonce;
 	return store_sync(move->io, move->spool_fd, SPOOL_WHAT, error);
 }
 
 /* The program is needed when one image cannot take everything that the plan changes. */
 static int
-write_program(struct expunge_move *move, struct error *error)
+write_program(struct expunge_move *move, struct expunge_record *record, struct error *error)
 {
 	const struct expunge_plan *plan = move->plan;
-	struct expunge_record *record = &move->record;
 	uint8_t *bytes;
 	size_t size;
 	int result = -1;
@@ -418,80 +490,15 @@ out:
 	return result;
 }
 
-/* Everything up to and including the commit point. */
-static int
-prepare(struct expunge_move *move, struct error *error)
-{
-	struct expunge_record record;
-	bool intact;
-
-	if (identify(move, error) != 0 || expunge_check_boundaries(move, 0, &intact, error) != 0)
-		return -1;
-	if (!intact)
-		return error_set(error, ERROR_CHANGED,
-		    "spool was changed: a message does not begin where it was indexed");
-	if (write_program(move, error) != 0)
-		return -1;
-	record = move->record;
-	return begin_phase(move, &record, error);
-}
-
-/* After a failure: is the journal in force? Before the commit point it can still be voided. */
-static bool
-left_pending(struct expunge_move *move)
-{
-	struct error ignored;
-
-	if (move->changed || !move->attempted)
-		return move->changed;
-	return expunge_journal_void(&move->journal, &ignored) != 0;
-}
-
-static int
-apply(struct expunge_move *move, bool *pending_out, struct error *error)
-{
-	struct expunge_slots slots;
-
-	if (expunge_journal_load(&move->journal, &slots, error) != 0)
-		return -1;
-	if (slots.newest.state != JOURNAL_VOID) {
-		*pending_out = true;
-		return error_set(
-		    error, ERROR_CHANGED, "an expunge is still pending in the journal");
-	}
-	if (prepare(move, error) == 0 && expunge_write_phase(move, error) == 0 &&
-	    expunge_finish(move, error) == 0)
-		return 0;
-	*pending_out = left_pending(move);
-	return -1;
-}
-
 int
-expunge_apply_limited(const struct store_io *io, int spool_fd, int journal_fd,
-    const struct expunge_plan *plan, const struct expunge_limits *limits, bool *pending_out,
-    struct error *error)
+expunge_run_phases(struct expunge_move *move, struct expunge_record *record, struct error *error)
 {
-	struct expunge_move move = {
-		.io = io,
-		.spool_fd = spool_fd,
-		.limits = limits,
-		.plan = plan,
-		.journal = { .io = io, .fd = journal_fd, .size = limits->journal },
-	};
-	int result;
-
-	*pending_out = false;
-	if (plan->first_change == plan->old_size)
-		return 0;
-	result = apply(&move, pending_out, error);
-	free(move.buffer);
-	return result;
-}
-
-int
-expunge_apply(const struct store_io *io, int spool_fd, int journal_fd,
-    const struct expunge_plan *plan, bool *pending_out, struct error *error)
-{
-	return expunge_apply_limited(
-	    io, spool_fd, journal_fd, plan, &expunge_default_limits, pending_out, error);
+	record->old_size = move->plan->old_size;
+	record->new_size = move->plan->new_size;
+	record->done = move->plan->first_change;
+	record->end = move->plan->first_change;
+	if (write_program(move, record, error) != 0 || begin_phase(move, record, error) != 0 ||
+	    expunge_write_phase(move, error) != 0)
+		return -1;
+	return expunge_finish(move, error);
 }

@@ -20,6 +20,7 @@ const struct expunge_limits expunge_default_limits = {
 	.image = EXPUNGE_SINGLE_SHOT_MAX,
 	.gap = EXPUNGE_SINGLE_SHOT_MAX,
 	.journal = EXPUNGE_JOURNAL_SIZE,
+	.sample = 16384,
 };
 
 uint64_t
@@ -70,7 +71,46 @@ static const size_t record_fields[] = {
 	offsetof(struct expunge_record, high_hash),
 };
 
-#define FIELD_COUNT (sizeof record_fields / sizeof record_fields[0])
+/* Those that stand behind the mark: added later, zero in an older record. */
+static const size_t later_fields[] = {
+	offsetof(struct expunge_record, temp_inode),
+	offsetof(struct expunge_record, temp_size),
+	offsetof(struct expunge_record, temp_hash),
+	offsetof(struct expunge_record, patch_count),
+	offsetof(struct expunge_record, patch_payload),
+	offsetof(struct expunge_record, cut_start),
+	offsetof(struct expunge_record, cut_length),
+	offsetof(struct expunge_record, seam_end),
+	offsetof(struct expunge_record, behind_hash),
+	offsetof(struct expunge_record, steps_left),
+};
+
+#define FIELD_COUNT	  (sizeof record_fields / sizeof record_fields[0])
+#define LATER_FIELD_COUNT (sizeof later_fields / sizeof later_fields[0])
+
+_Static_assert(8 + 8 * (FIELD_COUNT + LATER_FIELD_COUNT) + JOURNAL_MARK_SIZE <= CHECKSUM_OFFSET,
+    "a record fits a slot");
+
+static void
+put_fields(uint8_t **at, const struct expunge_record *record, const size_t *fields, size_t count)
+{
+	for (size_t i = 0; i < count; i++) {
+		uint64_t value;
+
+		memcpy(&value, (const char *)record + fields[i], sizeof value);
+		put_number(at, value);
+	}
+}
+
+static void
+get_fields(const uint8_t **at, struct expunge_record *record, const size_t *fields, size_t count)
+{
+	for (size_t i = 0; i < count; i++) {
+		uint64_t value = get_number(at);
+
+		memcpy((char *)record + fields[i], &value, sizeof value);
+	}
+}
 
 static void
 encode_record(const struct expunge_record *record, uint8_t slot[JOURNAL_SLOT_SIZE])
@@ -79,15 +119,18 @@ encode_record(const struct expunge_record *record, uint8_t slot[JOURNAL_SLOT_SIZ
 
 	memset(slot, 0, JOURNAL_SLOT_SIZE);
 	put_number(&at, MAGIC);
-	for (size_t i = 0; i < FIELD_COUNT; i++) {
-		uint64_t value;
-
-		memcpy(&value, (const char *)record + record_fields[i], sizeof value);
-		put_number(&at, value);
-	}
+	put_fields(&at, record, record_fields, FIELD_COUNT);
 	memcpy(at, record->mark, sizeof record->mark);
+	at += sizeof record->mark;
+	put_fields(&at, record, later_fields, LATER_FIELD_COUNT);
 	at = slot + CHECKSUM_OFFSET;
 	put_number(&at, expunge_hash(MAGIC, slot, CHECKSUM_OFFSET));
+}
+
+bool
+expunge_is_temp_state(uint64_t state)
+{
+	return state >= JOURNAL_TEMP_COPY && state <= JOURNAL_TEMP_WRITE;
 }
 
 uint64_t
@@ -109,6 +152,8 @@ expunge_payload_size(const struct expunge_record *record)
 {
 	uint64_t end = record->end + record->mark_length;
 
+	if (record->state == JOURNAL_PATCH)
+		return record->patch_payload;
 	if (record->state != JOURNAL_IMAGE)
 		return 0;
 	return end - record->done + 8u * (uint64_t)expunge_block_count(record->done, end);
@@ -135,13 +180,19 @@ record_plausible(const struct expunge_record *record, uint64_t journal_size)
 {
 	if (record->state >= JOURNAL_STATE_COUNT)
 		return false;
-	if (record->state == JOURNAL_VOID)
+	if (record->state == JOURNAL_VOID || expunge_is_temp_state(record->state))
 		return true;
 	if (record->known_size > INT64_MAX || record->new_size > record->old_size ||
 	    record->old_size > record->known_size || record->done > record->end ||
 	    record->end > record->known_size || record->mark_length > JOURNAL_MARK_MAX ||
 	    record->mark_length > record->known_size - record->end ||
-	    record->program_size > journal_size)
+	    record->program_size > journal_size || record->patch_payload > journal_size)
+		return false;
+	if (record->cut_length > 0 &&
+	    (record->cut_start < record->done || record->cut_start > record->known_size ||
+		record->cut_length > record->known_size - record->cut_start ||
+		record->seam_end < record->cut_start + record->cut_length ||
+		record->seam_end > record->known_size))
 		return false;
 	return expunge_payload_offset(record->program_size) + expunge_payload_size(record) <=
 	       journal_size;
@@ -158,12 +209,10 @@ decode_record(
 	at = slot;
 	if (get_number(&at) != MAGIC)
 		return false;
-	for (size_t i = 0; i < FIELD_COUNT; i++) {
-		uint64_t value = get_number(&at);
-
-		memcpy((char *)record + record_fields[i], &value, sizeof value);
-	}
+	get_fields(&at, record, record_fields, FIELD_COUNT);
 	memcpy(record->mark, at, sizeof record->mark);
+	at += sizeof record->mark;
+	get_fields(&at, record, later_fields, LATER_FIELD_COUNT);
 	return record_plausible(record, journal_size);
 }
 

@@ -317,7 +317,8 @@ allocate_text(struct expunge_plan *plan, const bool *insert, uint32_t count, str
 }
 
 int
-expunge_plan_make(const struct mbox_table *table, const uint8_t *deleted,
+expunge_plan_make_limited(const struct mbox_table *table, const uint8_t *deleted,
+    const struct expunge_abilities *abilities, const struct expunge_limits *limits,
     struct expunge_plan *plan_out, struct error *error)
 {
 	struct expunge_plan plan = { 0 };
@@ -337,11 +338,23 @@ expunge_plan_make(const struct mbox_table *table, const uint8_t *deleted,
 					  : keep(&builder, 0, table->spool_size, error);
 	}
 	free(insert);
-	if (result == 0)
-		*plan_out = plan;
-	else
+	if (result != 0) {
 		expunge_plan_free(&plan);
-	return result;
+		return -1;
+	}
+	if (abilities != NULL)
+		plan.abilities = *abilities;
+	expunge_choose_steps(table, deleted, limits, &plan);
+	*plan_out = plan;
+	return 0;
+}
+
+int
+expunge_plan_make(const struct mbox_table *table, const uint8_t *deleted,
+    const struct expunge_abilities *abilities, struct expunge_plan *plan_out, struct error *error)
+{
+	return expunge_plan_make_limited(
+	    table, deleted, abilities, &expunge_default_limits, plan_out, error);
 }
 
 void

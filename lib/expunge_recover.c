@@ -32,6 +32,7 @@ struct recovery {
 	struct expunge_slots slots;
 	bool payload_lost; /* the newest header is without its payload: see choose_record */
 	enum progress progress;
+	struct expunge_collapsed collapsed; /* for the record of a collapse */
 };
 
 static int
@@ -98,7 +99,7 @@ check_journal(struct recovery *recovery, bool *program_out, bool *payload_out, s
 	*payload_out = true;
 	if (record->program_size > 0 && read_program(recovery, record, program_out, error) != 0)
 		return -1;
-	if (record->state != JOURNAL_IMAGE)
+	if (record->state != JOURNAL_IMAGE && record->state != JOURNAL_PATCH)
 		return 0;
 	return read_payload(&recovery->move, record, payload_out, error);
 }
@@ -106,17 +107,19 @@ check_journal(struct recovery *recovery, bool *program_out, bool *payload_out, s
 /*
  * A header without its payload is one of two things. Either its payload was overwritten by that of
  * a later phase: then its own phase is on disk. Or its payload never came: then its phase was not
- * begun, and the phase of the record before it, which is in force, is on disk.
+ * begun, and the phase of the record before it, which is in force, is on disk. The payload of
+ * patches is never overwritten while their record is the newest: it did not come.
  */
 static int
 choose_record(struct recovery *recovery, struct error *error)
 {
 	struct expunge_move *move = &recovery->move;
-	bool done;
-	bool untouched;
+	bool done = false;
+	bool untouched = true;
 
-	if (check_target(move, move->record.output_hash, &done, error) != 0 ||
-	    check_target(move, move->record.before_hash, &untouched, error) != 0)
+	if (move->record.state == JOURNAL_IMAGE &&
+	    (check_target(move, move->record.output_hash, &done, error) != 0 ||
+		check_target(move, move->record.before_hash, &untouched, error) != 0))
 		return -1;
 	if (done)
 		return 0;
@@ -139,7 +142,7 @@ find_record(struct recovery *recovery, struct error *error)
 	if (expunge_journal_load(&move->journal, &recovery->slots, error) != 0)
 		return -1;
 	move->record = recovery->slots.newest;
-	if (move->record.state != JOURNAL_VOID &&
+	if (move->record.state != JOURNAL_VOID && !expunge_is_temp_state(move->record.state) &&
 	    check_journal(recovery, &program, &payload, error) != 0)
 		return -1;
 	recovery->payload_lost = !program || !payload;
@@ -325,10 +328,10 @@ check_phase(struct recovery *recovery, bool *ours_out, struct error *error)
 
 	if (move->record.state == JOURNAL_CUT)
 		return 0;
-	if (recovery->payload_lost)
-		return check_target(move, move->record.output_hash, ours_out, error);
 	if (move->record.state == JOURNAL_DIRECT)
 		return check_source(move, ours_out, error);
+	if (recovery->payload_lost)
+		return check_target(move, move->record.output_hash, ours_out, error);
 	return check_blocks(move, ours_out, error);
 }
 
@@ -338,6 +341,8 @@ estimate_progress(struct recovery *recovery, const struct stat *status, struct e
 {
 	const struct expunge_record *record = &recovery->move.record;
 	uint64_t size = (uint64_t)status->st_size;
+	/* Its source is intact until the next phase begins: it can always be made again. */
+	bool done = recovery->payload_lost && record->state != JOURNAL_DIRECT;
 
 	recovery->progress = SPOOL_FOREIGN;
 	if (status->st_ino != record->inode || size < record->end)
@@ -345,12 +350,60 @@ estimate_progress(struct recovery *recovery, const struct stat *status, struct e
 	if (record->state == JOURNAL_CUT)
 		return estimate_cut(recovery, size, error);
 	if (size >= record->known_size)
-		recovery->progress = recovery->payload_lost ? PHASE_DONE : PHASE_OPEN;
+		recovery->progress = done ? PHASE_DONE : PHASE_OPEN;
+	return 0;
+}
+
+/* Patches: no byte may have gone, and each block must be as it was or as it will be. */
+static int
+prove_patches(struct recovery *recovery, struct error *error)
+{
+	struct expunge_move *move = &recovery->move;
+	struct stat status;
+	bool ours = true;
+
+	recovery->progress = SPOOL_FOREIGN;
+	if (store_status(move->io, move->spool_fd, &status, SPOOL_WHAT, error) != 0)
+		return -1;
+	if (status.st_ino != move->record.inode ||
+	    (uint64_t)status.st_size < move->record.known_size)
+		return 0;
+	if (check_anchors(recovery, &ours, error) != 0 ||
+	    (ours && expunge_patch_check(move, &ours, error) != 0))
+		return -1;
+	if (ours) {
+		move->known_size = (uint64_t)status.st_size;
+		recovery->progress = PHASE_OPEN;
+	}
 	return 0;
 }
 
 static int
-prove(struct recovery *recovery, struct error *error)
+prove_collapse(struct recovery *recovery, struct error *error)
+{
+	struct expunge_collapsed *found = &recovery->collapsed;
+
+	if (expunge_collapse_examine(&recovery->move, found, error) != 0)
+		return -1;
+	if (!found->ours)
+		recovery->progress = SPOOL_FOREIGN;
+	else
+		recovery->progress = found->shifted ? PHASE_DONE : PHASE_OPEN;
+	return 0;
+}
+
+/* The source offset from which on nothing of ours is written before the phase is on disk. */
+static uint64_t
+intact_from(struct expunge_move *move)
+{
+	const struct expunge_record *record = &move->record;
+
+	return expunge_source_of(
+	    move, record->state == JOURNAL_DIRECT ? record->done : record->end);
+}
+
+static int
+prove_phase(struct recovery *recovery, struct error *error)
 {
 	struct expunge_move *move = &recovery->move;
 	struct stat status;
@@ -368,14 +421,23 @@ prove(struct recovery *recovery, struct error *error)
 	if (anchored && check_phase(recovery, &phase, error) != 0)
 		return -1;
 	if (anchored && phase && move->record.program_size > 0 && recovery->progress != SPOOL_CUT &&
-	    expunge_check_boundaries(
-		move, expunge_source_of(move, move->record.end), &boundaries, error) != 0)
+	    expunge_check_boundaries(move, intact_from(move), &boundaries, error) != 0)
 		return -1;
 	if (!anchored || !phase || !boundaries)
 		recovery->progress = SPOOL_FOREIGN;
 	else
 		move->known_size = (uint64_t)status.st_size;
 	return 0;
+}
+
+static int
+prove(struct recovery *recovery, struct error *error)
+{
+	if (recovery->move.record.state == JOURNAL_PATCH)
+		return prove_patches(recovery, error);
+	if (recovery->move.record.state == JOURNAL_COLLAPSE)
+		return prove_collapse(recovery, error);
+	return prove_phase(recovery, error);
 }
 
 /* ---- finishing ---- */
@@ -392,7 +454,8 @@ confirm(struct recovery *recovery, struct error *error)
 	    store_write(move->io, move->journal.fd, recovery->program, record->program_size,
 		JOURNAL_PROGRAM_OFFSET, JOURNAL_WHAT, error) != 0)
 		return -1;
-	if (record->state == JOURNAL_IMAGE && !recovery->payload_lost &&
+	if ((record->state == JOURNAL_IMAGE || record->state == JOURNAL_PATCH) &&
+	    !recovery->payload_lost &&
 	    store_write(move->io, move->journal.fd, move->buffer, expunge_payload_size(record),
 		(off_t)offset, JOURNAL_WHAT, error) != 0)
 		return -1;
@@ -406,6 +469,10 @@ go_on(struct recovery *recovery, struct error *error)
 
 	if (confirm(recovery, error) != 0)
 		return -1;
+	if (move->record.state == JOURNAL_PATCH)
+		return expunge_resume_patches(move, error);
+	if (move->record.state == JOURNAL_COLLAPSE)
+		return expunge_resume_collapse(move, &recovery->collapsed, error);
 	if (recovery->progress == PHASE_OPEN) {
 		if (expunge_write_phase(move, error) != 0)
 			return -1;
@@ -434,7 +501,8 @@ examine(struct recovery *recovery, struct error *error)
 {
 	if (find_record(recovery, error) != 0)
 		return -1;
-	if (recovery->progress == SPOOL_FOREIGN || recovery->move.record.state == JOURNAL_VOID)
+	if (recovery->progress == SPOOL_FOREIGN || recovery->move.record.state == JOURNAL_VOID ||
+	    expunge_is_temp_state(recovery->move.record.state))
 		return 0;
 	if (load_plan(recovery, error) != 0)
 		return -1;
@@ -450,11 +518,16 @@ recover(struct recovery *recovery, enum expunge_recovery *result_out, struct err
 		*result_out = EXPUNGE_FOREIGN;
 		return 0;
 	}
+	if (expunge_is_temp_state(recovery->move.record.state)) {
+		*result_out = EXPUNGE_TEMP_DROP;
+		return 0;
+	}
 	if (recovery->move.record.state == JOURNAL_VOID) {
 		*result_out = EXPUNGE_NOTHING_PENDING;
 		return nothing_pending(recovery, error);
 	}
-	*result_out = EXPUNGE_COMPLETED;
+	*result_out =
+	    recovery->move.record.steps_left > 0 ? EXPUNGE_COMPLETED_STEP : EXPUNGE_COMPLETED;
 	return go_on(recovery, error);
 }
 

@@ -120,6 +120,25 @@ size_t mbox_find_candidate(
 int mbox_scan(const struct store_io *io, int fd, uint64_t size, const struct mbox_options *options,
     struct mbox_table *table_out, struct error *error);
 
+/*
+ * The same for a spool of which the first old->spool_size bytes are known, and which has grown
+ * since: only what came is read, and *table_out is what a scan of all would give (caller frees it).
+ * *appended_out is false, and there is no table, where at the old end no message begins: then
+ * something else has happened than an append. That the first bytes are still those of the table is
+ * the caller's to know.
+ */
+int mbox_scan_grown(const struct store_io *io, int fd, uint64_t size,
+    const struct mbox_options *options, const struct mbox_table *old, bool *appended_out,
+    struct mbox_table *table_out, struct error *error);
+
+/*
+ * Whether at offset of the spool behind fd, which has size bytes, a message begins: a separator
+ * line that is the first of the spool or follows an empty line; for MBOX_FORMAT_MMDF, one of its
+ * lines.
+ */
+int mbox_boundary_stands(const struct store_io *io, int fd, uint64_t size, uint32_t format,
+    uint64_t offset, bool *stands_out, struct error *error);
+
 /* ---- the same scanner for bytes that arrive in pieces ---- */
 
 struct mbox_scanner;

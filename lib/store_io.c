@@ -8,6 +8,9 @@
 #include "lib/store_io.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 static ssize_t
@@ -52,6 +55,34 @@ system_fstat(void *context, int fd, struct stat *status)
 	return fstat(fd, status);
 }
 
+static int
+system_fallocate(void *context, int fd, int mode, off_t offset, off_t length)
+{
+	(void)context;
+	return fallocate(fd, mode, offset, length);
+}
+
+static off_t
+system_seek(void *context, int fd, off_t offset, int whence)
+{
+	(void)context;
+	return lseek(fd, offset, whence);
+}
+
+static int
+system_clone_range(void *context, int destination, off_t to, int source, off_t from, off_t length)
+{
+	struct file_clone_range range = {
+		.src_fd = source,
+		.src_offset = (__u64)from,
+		.src_length = (__u64)length,
+		.dest_offset = (__u64)to,
+	};
+
+	(void)context;
+	return ioctl(destination, FICLONERANGE, &range);
+}
+
 static const struct store_io_operations system_operations = {
 	.pread = system_pread,
 	.pwrite = system_pwrite,
@@ -59,6 +90,9 @@ static const struct store_io_operations system_operations = {
 	.fdatasync = system_fdatasync,
 	.fsync = system_fsync,
 	.fstat = system_fstat,
+	.fallocate = system_fallocate,
+	.seek = system_seek,
+	.clone_range = system_clone_range,
 };
 
 const struct store_io store_io_system = { .operations = &system_operations, .context = NULL };
@@ -131,6 +165,41 @@ store_sync(const struct store_io *io, int fd, const char *what, struct error *er
 			return error_set_errno(error, errno, "cannot sync %s", what);
 	}
 	return 0;
+}
+
+int
+store_sync_all(const struct store_io *io, int fd, const char *what, struct error *error)
+{
+	while (io->operations->fsync(io->context, fd) < 0) {
+		if (errno != EINTR)
+			return error_set_errno(error, errno, "cannot sync %s", what);
+	}
+	return 0;
+}
+
+static int
+seek_to(const struct store_io *io, int fd, off_t offset, int whence, off_t *at_out,
+    const char *what, struct error *error)
+{
+	*at_out = io->operations->seek(io->context, fd, offset, whence);
+	if (*at_out >= 0 || errno == ENXIO)
+		return 0;
+	return error_set_errno(
+	    error, errno, "cannot look for holes of %s at offset %lld", what, (long long)offset);
+}
+
+int
+store_next_hole(const struct store_io *io, int fd, off_t offset, off_t *at_out, const char *what,
+    struct error *error)
+{
+	return seek_to(io, fd, offset, SEEK_HOLE, at_out, what, error);
+}
+
+int
+store_next_data(const struct store_io *io, int fd, off_t offset, off_t *at_out, const char *what,
+    struct error *error)
+{
+	return seek_to(io, fd, offset, SEEK_DATA, at_out, what, error);
 }
 
 int

@@ -21,6 +21,11 @@ struct store_io_operations {
 	int (*fdatasync)(void *context, int fd);
 	int (*fsync)(void *context, int fd);
 	int (*fstat)(void *context, int fd, struct stat *status);
+	int (*fallocate)(void *context, int fd, int mode, off_t offset, off_t length);
+	off_t (*seek)(void *context, int fd, off_t offset, int whence); /* lseek */
+	/* ioctl FICLONERANGE: length bytes from offset `from` of source to `to` of destination. */
+	int (*clone_range)(
+	    void *context, int destination, off_t to, int source, off_t from, off_t length);
 };
 
 struct store_io {
@@ -47,6 +52,18 @@ int store_read_some(const struct store_io *io, int fd, void *buffer, size_t size
 
 /* Write exactly size bytes at offset; short and interrupted writes are continued. */
 int store_write(const struct store_io *io, int fd, const void *buffer, size_t size, off_t offset,
+    const char *what, struct error *error);
+
+/* As store_sync, with all metadata (fsync). */
+int store_sync_all(const struct store_io *io, int fd, const char *what, struct error *error);
+
+/*
+ * The first hole at or behind offset, which must be in the file, or its size; the first data there,
+ * or -1 in *at_out when there is none.
+ */
+int store_next_hole(const struct store_io *io, int fd, off_t offset, off_t *at_out,
+    const char *what, struct error *error);
+int store_next_data(const struct store_io *io, int fd, off_t offset, off_t *at_out,
     const char *what, struct error *error);
 
 /* fdatasync, ftruncate and fstat with the error convention of error.h. */

@@ -17,10 +17,12 @@
 #include <xxhash.h>
 #endif
 
+#include "lib/mbox_tombstone.h"
 #include "lib/uidl.h"
 
 #define LINE_CAPTURE   128 /* bytes of a cut line that we keep: more than any name or candidate */
 #define CANDIDATE_LINE 96  /* longest line of a trusted X-UIDL, without its line end */
+#define LENGTH_DIGITS  18  /* of a Content-Length */
 
 /* What a complete header line contributes. */
 enum line_use {
@@ -52,6 +54,7 @@ struct uidl_digest {
 	size_t line_size;
 	char line[LINE_CAPTURE]; /* the begin of a line that was cut by the end of a piece */
 	char candidate[UIDL_MAX_LENGTH + 1];
+	struct uidl_header facts;
 };
 
 struct uidl_digest *
@@ -96,6 +99,7 @@ uidl_digest_start(struct uidl_digest *digest)
 	digest->held_size = 0;
 	digest->line_size = 0;
 	digest->candidate[0] = '\0';
+	digest->facts = (struct uidl_header){ .content_length = UIDL_NO_LENGTH };
 }
 
 static void
@@ -103,6 +107,12 @@ hash_header(struct uidl_digest *digest, const void *bytes, size_t size)
 {
 	if (size > 0 && !digest->failed)
 		digest->failed = EVP_DigestUpdate(digest->header, bytes, size) != 1;
+}
+
+static bool
+is_blank(char c)
+{
+	return c == ' ' || c == '\t';
 }
 
 /* Whether the line is of the field name, which is given in lower case with its colon. */
@@ -140,17 +150,108 @@ is_mutable_field(const char *line, size_t length)
 	return false;
 }
 
-static bool
-is_blank(char c)
-{
-	return c == ' ' || c == '\t';
-}
-
 /* The length of a line that ends before line_feed, without the CR of a CRLF. */
 static size_t
 line_length(const char *line, const char *line_feed)
 {
 	return (size_t)(line_feed - line) - (line_feed > line && line_feed[-1] == '\r');
+}
+
+/* ---- what the fields say ---- */
+
+/* "Status: RO": letters in any order. */
+static void
+note_status(struct uidl_header *facts, const char *value, size_t length)
+{
+	facts->flags |= MBOX_STATUS;
+	if (memchr(value, 'R', length) != NULL)
+		facts->flags |= MBOX_READ;
+	if (memchr(value, 'O', length) != NULL)
+		facts->flags |= MBOX_OLD;
+}
+
+/* The first Content-Length counts, if it is a number and nothing else. */
+static void
+note_content_length(struct uidl_header *facts, const char *value, size_t length)
+{
+	uint64_t number = 0;
+	size_t at = 0;
+
+	if (facts->content_length_seen)
+		return;
+	facts->content_length_seen = true;
+	facts->content_length = UIDL_NO_LENGTH;
+	while (at < length && is_blank(value[at]))
+		at++;
+	while (length > at && is_blank(value[length - 1]))
+		length--;
+	if (at == length || length - at > LENGTH_DIGITS)
+		return;
+	for (; at < length; at++) {
+		if (value[at] < '0' || value[at] > '9')
+			return;
+		number = number * 10 + (uint64_t)(value[at] - '0');
+	}
+	facts->content_length = number;
+}
+
+/* Signs of the message in which UW IMAP keeps data of the folder (reference 11.9). */
+static bool
+names_internal_data(const char *value, size_t length)
+{
+	static const char *const texts[] = { "DO NOT DELETE", "DON'T DELETE THIS MESSAGE",
+		"FOLDER INTERNAL DATA" };
+
+	for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
+		if (memmem(value, length, texts[i], strlen(texts[i])) != NULL)
+			return true;
+	}
+	return false;
+}
+
+static bool
+is_from_system(const char *value, size_t length)
+{
+	static const char text[] = "Mail System Internal Data";
+
+	while (length > 0 && is_blank(*value)) {
+		value++;
+		length--;
+	}
+	return length >= sizeof text - 1 && memcmp(value, text, sizeof text - 1) == 0;
+}
+
+/* Take note of a field whose first line this is; at most its first LINE_CAPTURE bytes count. */
+static void
+note_field(struct uidl_digest *digest, const char *line, size_t length)
+{
+	struct uidl_header *facts = &digest->facts;
+
+	if (length > LINE_CAPTURE)
+		length = LINE_CAPTURE;
+	switch (line[0] | 0x20) {
+	case 's':
+		if (is_field(line, length, "status:"))
+			note_status(facts, line + 7, length - 7);
+		else if (is_field(line, length, "subject:") &&
+			 names_internal_data(line + 8, length - 8))
+			facts->internal |= UIDL_INTERNAL_SUBJECT;
+		break;
+	case 'c':
+		if (is_field(line, length, "content-length:"))
+			note_content_length(facts, line + 15, length - 15);
+		break;
+	case 'x':
+		if (is_field(line, length, "x-imap:"))
+			facts->internal |= UIDL_INTERNAL_IMAP;
+		break;
+	case 'f':
+		if (is_field(line, length, "from:") && is_from_system(line + 5, length - 5))
+			facts->internal |= UIDL_INTERNAL_FROM;
+		break;
+	default:
+		break;
+	}
 }
 
 /* Keep the value of the first field as candidate if it is an X-UIDL that may be trusted. */
@@ -160,7 +261,12 @@ consider_candidate(struct uidl_digest *digest, const char *line, size_t length)
 	static const char name[] = "x-uidl:";
 	const char *value = line + sizeof name - 1;
 	const char *end = line + length;
+	uint64_t seconds;
 
+	if (mbox_tombstone_parse(line, length, digest->candidate, &seconds)) {
+		digest->facts.flags |= MBOX_TOMBSTONE;
+		return;
+	}
 	if (length > CANDIDATE_LINE || !is_field(line, length, name))
 		return;
 	while (value < end && is_blank(*value))
@@ -184,6 +290,7 @@ note_line(struct uidl_digest *digest, const char *line, size_t length)
 	}
 	if (length == 0) {
 		digest->phase = IN_BODY;
+		digest->facts.complete = true;
 		return LINE_DROP;
 	}
 	if (is_blank(line[0])) {
@@ -193,6 +300,7 @@ note_line(struct uidl_digest *digest, const char *line, size_t length)
 		digest->candidate_field = false;
 		if (!digest->field_seen)
 			consider_candidate(digest, line, length);
+		note_field(digest, line, length);
 		digest->mutable_field = is_mutable_field(line, length);
 	}
 	digest->field_seen = true;
@@ -359,6 +467,18 @@ uidl_digest_finish(
 	memcpy(out, sum, MBOX_DIGEST_SIZE);
 	memcpy(xuidl_out, digest->candidate, sizeof digest->candidate);
 	return true;
+}
+
+const struct uidl_header *
+uidl_digest_header(const struct uidl_digest *digest)
+{
+	return &digest->facts;
+}
+
+uint64_t
+uidl_digest_body(const struct uidl_digest *digest)
+{
+	return digest->phase == IN_BODY ? digest->body_length + digest->held_size : 0;
 }
 
 bool

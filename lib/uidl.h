@@ -15,7 +15,7 @@
  * one that comes after a trusted unique-id of this form (digest and ordinal of identical messages)
  * takes the next ordinal above it, so that no unique-id is used twice.
  *
- * An "X-UIDL:" field is trusted only as the first field after the separator line (a sender cannot
+ * An "X-UIDL:" field is trusted only as the first field after the prefix (a sender cannot
  * put it there: every MTA adds its trace fields above), not folded, in a line of at most 96 bytes,
  * with 1 to 70 octets of 0x21-0x7E between optional blanks, and only where no earlier message of
  * the spool has the same unique-id, computed or trusted.
@@ -31,6 +31,24 @@
 
 #define UIDL_MAX_LENGTH 70 /* octets, RFC 1939 */
 
+#define UIDL_NO_LENGTH UINT64_MAX /* there is no Content-Length that is a number */
+
+/* Signs of UW's folder data message; two of them make one (reference 11.9). */
+enum uidl_internal {
+	UIDL_INTERNAL_SUBJECT = 1,
+	UIDL_INTERNAL_IMAP = 2,
+	UIDL_INTERNAL_FROM = 4
+};
+
+/* What the header of a message says, as far as it has been fed. */
+struct uidl_header {
+	uint64_t content_length; /* of the first Content-Length:, or UIDL_NO_LENGTH */
+	uint16_t flags;		 /* MBOX_READ, MBOX_OLD, MBOX_STATUS, MBOX_TOMBSTONE */
+	uint8_t internal;	 /* enum uidl_internal, or-ed */
+	bool content_length_seen;
+	bool complete; /* the empty line behind it was fed */
+};
+
 /* Incremental digest of one message; fed by the scanner and by the verifier. */
 struct uidl_digest;
 
@@ -41,11 +59,16 @@ void uidl_digest_start(struct uidl_digest *digest);
 void uidl_digest_feed(struct uidl_digest *digest, const char *bytes, size_t size);
 /*
  * The end of the content. The digest goes to out. A trusted X-UIDL candidate (see above; not yet
- * compared with the rest of the spool) goes NUL-terminated to xuidl_out, else xuidl_out[0] is NUL.
- * False when libcrypto failed at any time since the start; then out is not to be used.
+ * compared with the rest of the spool), or the unique-id of a tombstone, goes NUL-terminated to
+ * xuidl_out, else xuidl_out[0] is NUL. False when libcrypto failed at any time since the start;
+ * then out is not to be used.
  */
 bool uidl_digest_finish(
     struct uidl_digest *digest, uint8_t out[MBOX_DIGEST_SIZE], char xuidl_out[UIDL_MAX_LENGTH + 1]);
+/* What the header says; complete once its end was fed. Valid until the next start. */
+const struct uidl_header *uidl_digest_header(const struct uidl_digest *digest);
+/* Bytes of the body fed so far. */
+uint64_t uidl_digest_body(const struct uidl_digest *digest);
 void uidl_digest_free(struct uidl_digest *digest); /* NULL is allowed */
 
 /*
@@ -56,6 +79,14 @@ void uidl_digest_free(struct uidl_digest *digest); /* NULL is allowed */
  */
 int uidl_assign(struct mbox_table *table, const char *candidates, const uint32_t *candidate_offset,
     struct error *error);
+
+/*
+ * The same for messages that came to the end of a table: those before `first` have theirs, with
+ * table->strings, which grows (realloc); candidate_offset[0] belongs to message `first`. The result
+ * is that of uidl_assign for all of them. A failure leaves the table as it was, but for strings.
+ */
+int uidl_assign_more(struct mbox_table *table, uint32_t first, const char *candidates,
+    const uint32_t *candidate_offset, struct error *error);
 
 /*
  * The unique-id of a message, NUL-terminated, into out: the trusted X-UIDL, or 22 characters of

@@ -204,76 +204,131 @@ random_seed(void)
 	return seed;
 }
 
-/* Allocate table->strings for all candidates, whether they will be trusted or not. */
+/* Make room in table->strings for all candidates, whether they will be trusted or not. */
 static int
-allocate_strings(struct mbox_table *table, const char *candidates, const uint32_t *candidate_offset,
-    struct error *error)
+grow_strings(struct mbox_table *table, uint32_t first, const char *candidates,
+    const uint32_t *candidate_offset, struct error *error)
 {
-	size_t size = 0;
+	size_t size = table->strings_size;
+	char *strings;
 
-	for (uint32_t i = 0; i < table->count; i++) {
+	for (uint32_t i = 0; i < table->count - first; i++) {
 		if (candidate_offset[i] != 0)
 			size += strlen(candidates + candidate_offset[i]) + 1;
 	}
 	if (size >= MBOX_UID_IN_STRINGS)
 		return error_set(error, ERROR_LIMIT, "the unique-ids take %zu bytes", size);
-	if (size > 0 && (table->strings = malloc(size)) == NULL)
+	if (size == table->strings_size)
+		return 0;
+	strings = realloc(table->strings, size);
+	if (strings == NULL)
 		return error_set_errno(error, ENOMEM, "no memory for unique-ids");
+	table->strings = strings;
 	return 0;
 }
 
 static int
-allocate_assignment(struct assignment *assignment, bool with_candidates, struct error *error)
+allocate_assignment(
+    struct assignment *assignment, uint32_t first, bool with_taken, struct error *error)
 {
+	const struct mbox_table *table = assignment->table;
 	size_t slots = 4;
 
-	while (slots / 3 * 2 < assignment->table->count)
+	/* only unique-ids of all messages need all of the slots */
+	while (slots / 3 * 2 < (with_taken ? table->count : table->count - first))
 		slots *= 2;
 	assignment->seed = random_seed();
 	assignment->mask = slots - 1;
 	assignment->twins = calloc(slots, sizeof *assignment->twins);
-	if (with_candidates)
+	if (with_taken)
 		assignment->taken = calloc(slots, sizeof *assignment->taken);
-	if (assignment->twins == NULL || (with_candidates && assignment->taken == NULL))
+	if (assignment->twins == NULL || (with_taken && assignment->taken == NULL))
 		return error_set_errno(
-		    error, ENOMEM, "no memory to number %u messages", assignment->table->count);
+		    error, ENOMEM, "no memory to number %u messages", table->count);
 	return 0;
+}
+
+/* Message i has its unique-id already: what follows from it for those that have none yet. */
+static void
+replay(struct assignment *assignment, uint32_t i)
+{
+	const struct mbox_message *message = &assignment->table->messages[i];
+	struct twins *twins = find_twins(assignment, message->digest);
+	char text[UIDL_MAX_LENGTH + 1];
+	uint32_t ordinal = message->uid & ~MBOX_UID_REJECTED;
+	size_t length;
+
+	if (twins->first == 0 && assignment->taken == NULL)
+		return; /* none of the new ones is like it */
+	if (message->uid & MBOX_UID_IN_STRINGS || assignment->taken != NULL) {
+		length = uidl_format(assignment->table, message, text);
+		if (message->uid & MBOX_UID_IN_STRINGS)
+			ordinal = ordinal_of(message->digest, text);
+		if (assignment->taken != NULL)
+			*find_taken(assignment, text, length) = i + 1;
+	}
+	if (twins->first != 0 && ordinal > twins->last_ordinal)
+		twins->last_ordinal = ordinal;
+}
+
+static void
+assign(struct assignment *assignment, uint32_t first, const char *candidates,
+    const uint32_t *candidate_offset)
+{
+	struct mbox_table *table = assignment->table;
+
+	for (uint32_t i = first; i < table->count; i++) {
+		struct twins *twins = find_twins(assignment, table->messages[i].digest);
+
+		if (twins->first == 0)
+			twins->first = i + 1;
+	}
+	for (uint32_t i = 0; i < first; i++)
+		replay(assignment, i);
+	for (uint32_t i = first; i < table->count; i++) {
+		struct twins *twins = find_twins(assignment, table->messages[i].digest);
+		uint32_t offset = candidates != NULL ? candidate_offset[i - first] : 0;
+
+		if (offset != 0 && assign_trusted(assignment, i, candidates + offset, twins))
+			continue;
+		assign_ordinal(assignment, i, twins);
+		if (offset != 0)
+			table->messages[i].uid |= MBOX_UID_REJECTED;
+	}
+}
+
+int
+uidl_assign_more(struct mbox_table *table, uint32_t first, const char *candidates,
+    const uint32_t *candidate_offset, struct error *error)
+{
+	struct assignment assignment = { .table = table };
+	bool with_taken;
+	int result = -1;
+
+	if (table->count > MBOX_MAX_MESSAGES)
+		return error_set(error, ERROR_LIMIT, "more than %u messages", MBOX_MAX_MESSAGES);
+	if (candidates != NULL &&
+	    grow_strings(table, first, candidates, candidate_offset, error) < 0)
+		return -1;
+	with_taken = table->strings != NULL;
+	if (allocate_assignment(&assignment, first, with_taken, error) == 0) {
+		assign(&assignment, first, candidates, candidate_offset);
+		result = 0;
+	}
+	free(assignment.twins);
+	free(assignment.taken);
+	return result;
 }
 
 int
 uidl_assign(struct mbox_table *table, const char *candidates, const uint32_t *candidate_offset,
     struct error *error)
 {
-	struct assignment assignment = { .table = table };
-	int result = -1;
-
 	table->strings = NULL;
 	table->strings_size = 0;
-	if (table->count > MBOX_MAX_MESSAGES)
-		return error_set(error, ERROR_LIMIT, "more than %u messages", MBOX_MAX_MESSAGES);
-	if (candidates != NULL && allocate_strings(table, candidates, candidate_offset, error) < 0)
-		return -1;
-	if (allocate_assignment(&assignment, table->strings != NULL, error) < 0)
-		goto out;
-	for (uint32_t i = 0; i < table->count; i++) {
-		struct twins *twins = find_twins(&assignment, table->messages[i].digest);
-		uint32_t offset = table->strings != NULL ? candidate_offset[i] : 0;
-
-		if (twins->first == 0)
-			twins->first = i + 1;
-		if (offset != 0 && assign_trusted(&assignment, i, candidates + offset, twins))
-			continue;
-		assign_ordinal(&assignment, i, twins);
-		if (offset != 0)
-			table->messages[i].uid |= MBOX_UID_REJECTED;
-	}
-	result = 0;
-out:
-	free(assignment.twins);
-	free(assignment.taken);
-	if (result < 0) {
-		free(table->strings);
-		table->strings = NULL;
-	}
-	return result;
+	if (uidl_assign_more(table, 0, candidates, candidate_offset, error) == 0)
+		return 0;
+	free(table->strings);
+	table->strings = NULL;
+	return -1;
 }

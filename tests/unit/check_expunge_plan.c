@@ -67,7 +67,7 @@ make(const struct spool *spool, unsigned mask, struct expunge_plan *plan, struct
 {
 	uint8_t deleted[4] = { (uint8_t)mask, (uint8_t)(mask >> 8), (uint8_t)(mask >> 16), 0 };
 
-	return expunge_plan_make(&spool->table, deleted, plan, error);
+	return expunge_plan_make(&spool->table, deleted, NULL, plan, error);
 }
 
 /* The new spool, scanned. */
@@ -457,7 +457,7 @@ run_large(int which, unsigned writes)
 	     i += large_cases[which].step)
 		deleted[i / 8] |= (uint8_t)(1u << i % 8);
 	ck_assert_int_eq(pwrite(spool, bytes, LARGE_SPOOL, 0), LARGE_SPOOL);
-	ck_assert_int_eq(expunge_plan_make(&table, deleted, &plan, &error), 0);
+	ck_assert_int_eq(expunge_plan_make(&table, deleted, NULL, &plan, &error), 0);
 	if (expunge_apply(&io, spool, journal, &plan, &pending, &error) != 0) {
 		ck_assert(pending);
 		ck_assert_int_eq(
@@ -553,6 +553,36 @@ START_TEST(a_journal_with_two_damaged_headers_is_refused)
 }
 END_TEST
 
+START_TEST(the_journal_of_a_temporary_drop_is_left_alone)
+{
+	struct expunge_journal journal = { .io = &store_io_system, .size = EXPUNGE_JOURNAL_SIZE };
+	struct expunge_record record = { .state = JOURNAL_TEMP_COPY + (uint64_t)_i,
+		.temp_inode = 1,
+		.temp_size = 2,
+		.temp_hash = 3 };
+	enum expunge_recovery result;
+	struct expunge_slots slots;
+	struct error error;
+	bool pending;
+
+	journal.fd = open_scratch(EXPUNGE_JOURNAL_SIZE);
+	ck_assert_int_eq(expunge_journal_load(&journal, &slots, &error), 0);
+	ck_assert_int_eq(expunge_journal_commit(&journal, &record, &error), 0);
+	ck_assert_int_eq(
+	    expunge_journal_pending(&store_io_system, journal.fd, &pending, &error), 0);
+	ck_assert(pending);
+	/* The spool is not even looked at. */
+	ck_assert_int_eq(expunge_recover(&store_io_system, -1, journal.fd, &result, &error), 0);
+	ck_assert_int_eq(result, EXPUNGE_TEMP_DROP);
+	ck_assert_int_eq(expunge_journal_load(&journal, &slots, &error), 0);
+	ck_assert_uint_eq(slots.newest.state, record.state);
+	ck_assert_uint_eq(slots.newest.temp_inode, 1);
+	ck_assert_uint_eq(slots.newest.temp_size, 2);
+	ck_assert_uint_eq(slots.newest.temp_hash, 3);
+	close(journal.fd);
+}
+END_TEST
+
 int
 main(void)
 {
@@ -575,6 +605,7 @@ main(void)
 	tcase_add_test(cases, a_large_spool_is_recovered_with_real_limits);
 	tcase_add_loop_test(cases, a_spool_that_changed_since_the_plan_is_refused, 0, 3);
 	tcase_add_test(cases, a_journal_with_two_damaged_headers_is_refused);
+	tcase_add_loop_test(cases, the_journal_of_a_temporary_drop_is_left_alone, 0, 3);
 	tcase_set_timeout(cases, 120);
 	suite_add_tcase(suite, cases);
 	srunner_run_all(runner, CK_ENV);

@@ -217,16 +217,6 @@ END_TEST
 
 /* ---- files ---- */
 
-static int
-file_of(const char *bytes, size_t size)
-{
-	int fd = memfd_create("spool", MFD_CLOEXEC);
-
-	ck_assert_int_ge(fd, 0);
-	ck_assert_int_eq(write(fd, bytes, size), (ssize_t)size);
-	return fd;
-}
-
 START_TEST(a_file_is_scanned_up_to_the_given_size)
 {
 	const size_t piece = sizeof(SEP "A: b\n\n123456789012345678901234567890\n\n") - 1;

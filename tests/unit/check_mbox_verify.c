@@ -2,26 +2,9 @@
  */
 #include "config.h"
 
-#include <check.h>
 #include <errno.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
-#include "lib/mbox.h"
-
-#define SEP	 "From a Wed Nov  9 13:31:08 1994\n"
-#define SEP_SIZE 32
-
-static int
-file_of(const char *bytes, size_t size)
-{
-	int fd = memfd_create("spool", MFD_CLOEXEC);
-
-	ck_assert_int_ge(fd, 0);
-	ck_assert_int_eq(write(fd, bytes, size), (ssize_t)size);
-	return fd;
-}
+#include "tests/unit/mbox_fixture.h"
 
 static int
 scan(const char *spool, size_t size, struct mbox_table *table)

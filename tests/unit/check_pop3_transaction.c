@@ -403,75 +403,6 @@ START_TEST(test_message_that_is_not_ready_is_a_temporary_error)
 }
 END_TEST
 
-/* ---- DELE, RSET, QUIT ---- */
-
-START_TEST(test_rset_undeletes_and_resets_last)
-{
-	harness_say(&harness, "DELE 1\r\nDELE 3\r\nRETR 2\r\n");
-	harness_output(&harness);
-	expect("LAST\r\n", "+OK 3\r\n");
-	expect("RSET\r\n", "+OK maildrop has 3 messages (303 octets)\r\n");
-	expect("LAST\r\n", "+OK 0\r\n");
-	expect("LIST 3\r\n", "+OK 3 102\r\n");
-	ck_assert_ptr_null(harness.session.deleted);
-	expect("QUIT\r\n", FAREWELL);
-	ck_assert_ptr_null(strstr(harness_events(&harness), "UPDATE"));
-}
-END_TEST
-
-START_TEST(test_quit_without_deletions_closes_at_once)
-{
-	expect("RETR 1\r\nQUIT\r\nNOOP\r\n", "+OK 100 octets\r\n" BODY FAREWELL);
-	ck_assert(harness_closed(&harness));
-	ck_assert_ptr_null(strstr(harness_events(&harness), "UPDATE"));
-}
-END_TEST
-
-START_TEST(test_quit_with_deletions_answers_after_the_update)
-{
-	harness_say(&harness, "DELE 1\r\nDELE 3\r\n");
-	harness_output(&harness);
-	expect("QUIT\r\nNOOP\r\n", FAREWELL);
-	ck_assert(harness_closed(&harness));
-	expect_event("want UPDATE 0 2\nwant CLOSE\n");
-}
-END_TEST
-
-START_TEST(test_failed_update_is_answered_once_with_an_error)
-{
-	harness.update_done = false;
-	harness_say(&harness, "DELE 1\r\n");
-	harness_output(&harness);
-	expect("QUIT\r\n", "-ERR [SYS/TEMP] The deletions were not applied; try again later.\r\n");
-	ck_assert(harness_closed(&harness));
-	expect_event(
-	    "note ERROR -ERR [SYS/TEMP] The deletions were not applied; try again later.\n");
-}
-END_TEST
-
-START_TEST(test_nothing_is_answered_while_the_update_runs)
-{
-	size_t used = 99;
-
-	ck_assert_int_eq(
-	    pop3_feed(&harness.session, "DELE 1\r\nQUIT\r\nX", 15, &used, &harness.out),
-	    POP3_WANT_UPDATE);
-	ck_assert_uint_eq(used, 14);
-	ck_assert_int_eq(harness.session.state, POP3_UPDATE);
-	ck_assert_ptr_null(
-	    memmem(buffer_bytes(&harness.out), buffer_size(&harness.out), "signing", 7));
-}
-END_TEST
-
-START_TEST(test_last_message_of_the_bitmap_can_be_deleted)
-{
-	finish();
-	harness_log_in(&harness, 16);
-	harness_say(&harness, "DELE 16\r\nDELE 8\r\nDELE 9\r\nQUIT\r\n");
-	expect_event("want UPDATE 7 8 15\n");
-}
-END_TEST
-
 #define COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
 
 static Suite *
@@ -502,12 +433,6 @@ make_suite(void)
 	tcase_add_test(tcase, test_retr_announces_the_octets_and_is_counted);
 	tcase_add_loop_test(tcase, test_top_counts_lines_without_wrapping, 0, COUNT(top_cases));
 	tcase_add_test(tcase, test_message_that_is_not_ready_is_a_temporary_error);
-	tcase_add_test(tcase, test_rset_undeletes_and_resets_last);
-	tcase_add_test(tcase, test_quit_without_deletions_closes_at_once);
-	tcase_add_test(tcase, test_quit_with_deletions_answers_after_the_update);
-	tcase_add_test(tcase, test_failed_update_is_answered_once_with_an_error);
-	tcase_add_test(tcase, test_nothing_is_answered_while_the_update_runs);
-	tcase_add_test(tcase, test_last_message_of_the_bitmap_can_be_deleted);
 	suite_add_tcase(suite, tcase);
 	return suite;
 }

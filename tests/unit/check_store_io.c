@@ -264,6 +264,10 @@ START_TEST(the_system_store_works_on_a_real_file)
 	ck_assert_int_eq(store_read_some(io, fd, buffer, 16, 0, &got, "file", &error), 0);
 	ck_assert_uint_eq(got, 10);
 	ck_assert_mem_eq(buffer, "\0\0\0\0\0hello", 10);
+	ck_assert_int_eq(io->operations->fallocate(io->context, fd, 0, 10, 6), 0);
+	ck_assert_int_eq(io->operations->seek(io->context, fd, 3, SEEK_DATA), 3);
+	ck_assert_int_ge(io->operations->seek(io->context, fd, 3, SEEK_HOLE), 10);
+	ck_assert_int_eq(io->operations->clone_range(io->context, fd, 3, fd, 0, 2), -1);
 	ck_assert_int_eq(close(fd), 0);
 	ck_assert_int_eq(store_read(io, fd, buffer, 1, 0, "file", &error), -1);
 	ck_assert_int_eq(error.system_errno, EBADF);

@@ -227,10 +227,12 @@ delete_two(struct client *client)
 	expect_line(client, "+OK");
 	expect_message(service.monitor, ROLE_WORKER, ROLE_MONITOR, MESSAGE_UPDATE, &message);
 	ck_assert_uint_eq(message.fd_count, 1);
-	ck_assert_uint_eq(message.payload.update.deleted, 2);
+	ck_assert_uint_eq(message.payload.update.records, 2);
 	ck_assert_uint_eq(message.payload.update.expected, 3);
 	ck_assert_uint_eq(message.tail_size, sizeof records + 6);
 	memcpy(records, message.tail, sizeof records);
+	ck_assert_uint_eq(records[0].flags, MBOX_TOMBSTONE);
+	records[0].flags = 0;
 	ck_assert_mem_eq(&records[0], &spool.table.messages[1], sizeof records[0]);
 	ck_assert_uint_eq(records[1].offset, spool.table.messages[2].offset);
 	ck_assert_uint_eq(records[1].uid, MBOX_UID_IN_STRINGS);
@@ -256,6 +258,68 @@ START_TEST(quit_is_answered_when_the_update_is_done)
 	expect_end(&client);
 	expect_closed(&client);
 	expect_log("end update-failed");
+}
+END_TEST
+
+static void
+update_on_abort(void)
+{
+	set_defaults();
+	service.settings->update_on_abort = true;
+	start_service();
+}
+
+/* The message with the marks of a session that is over, and the session lock. */
+static void
+expect_marks(uint32_t records, const uint16_t *flags)
+{
+	struct message message;
+	struct mbox_message record;
+
+	expect_message(service.monitor, ROLE_WORKER, ROLE_MONITOR, MESSAGE_UPDATE, &message);
+	ck_assert_uint_ge(message.fd_count, 1);
+	ck_assert_uint_eq(message.payload.update.records, records);
+	for (uint32_t i = 0; i < records; i++) {
+		if (message.fd_count > 1)
+			ck_assert_int_eq(pread(message.fds[1], &record, sizeof record,
+					     (off_t)(i * sizeof record)),
+			    sizeof record);
+		else
+			memcpy(&record, message.tail + i * sizeof record, sizeof record);
+		ck_assert_uint_eq(record.flags, flags[i]);
+	}
+	message_close(&message);
+}
+
+START_TEST(marks_of_a_client_that_vanishes_are_applied_if_asked_for)
+{
+	const uint16_t flags[] = { MBOX_READ, MBOX_TOMBSTONE };
+	struct client client;
+
+	make_spool(service.directory, 3, 5);
+	log_in(&client);
+	say(&client, "RETR 1\r\nDELE 2\r\n");
+	expect_body(&client, 0);
+	expect_line(&client, "+OK");
+	close(client.fd);
+	expect_marks(2, flags);
+	expect_log("end eof, 1 retrieved, 1 deleted, 2 left");
+	send_update_result(&client, UPDATE_LOCKED);
+	expect_log("what a session that is over had marked was not applied");
+}
+END_TEST
+
+START_TEST(read_marks_of_an_indexed_maildrop_are_left_behind)
+{
+	const uint16_t flags[] = { MBOX_READ };
+	struct client client;
+
+	make_spool(service.directory, 1000, 2);
+	log_in(&client);
+	say(&client, "RETR 1000\r\nQUIT\r\n");
+	expect_body(&client, 999);
+	expect_line(&client, "+OK Pop server at ");
+	expect_marks(1, flags);
 }
 END_TEST
 
@@ -290,7 +354,7 @@ START_TEST(a_thousand_messages_travel_in_memfds)
 	say(&client, "QUIT\r\n");
 	expect_message(service.monitor, ROLE_WORKER, ROLE_MONITOR, MESSAGE_UPDATE, &message);
 	ck_assert_uint_eq(message.fd_count, 2);
-	ck_assert_uint_eq(message.payload.update.deleted, 500);
+	ck_assert_uint_eq(message.payload.update.records, 500);
 	ck_assert_int_eq(fstat(message.fds[1], &status), 0);
 	ck_assert_uint_eq((size_t)status.st_size, 500 * sizeof(struct mbox_message));
 	ck_assert_int_eq(fcntl(message.fds[1], F_GET_SEALS) & FULL_SEALS, FULL_SEALS);
@@ -313,6 +377,9 @@ main(void)
 	add_case(suite, "failures", set_up, failed_logins_are_answered_by_their_kind, 1);
 	add_case(suite, "delay", delay_failures, refusals_come_at_whole_multiples_of_the_delay, 1);
 	add_case(suite, "update", log_everything, quit_is_answered_when_the_update_is_done, 1);
+	add_case(suite, "abort", update_on_abort,
+	    marks_of_a_client_that_vanishes_are_applied_if_asked_for, 1);
+	add_case(suite, "marks", set_up, read_marks_of_an_indexed_maildrop_are_left_behind, 1);
 	add_case(suite, "memfd", set_up, a_thousand_messages_travel_in_memfds, 1);
 	runner = srunner_create(suite);
 	srunner_run_all(runner, CK_ENV);

@@ -7,6 +7,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include "lib/mbox.h"
 #include "lib/mbox_encode.h"
 
@@ -37,6 +40,17 @@ scan_pieces(
 	return result;
 }
 
+/* A file with these bytes; the caller closes it. */
+static inline int
+file_of(const char *spool, size_t size)
+{
+	int fd = memfd_create("spool", MFD_CLOEXEC);
+
+	ck_assert_int_ne(fd, -1);
+	ck_assert_int_eq(write(fd, spool, size), (ssize_t)size);
+	return fd;
+}
+
 static inline uint64_t
 octets_of(const char *content, size_t size)
 {
@@ -56,6 +70,7 @@ static inline void
 check_table(const char *spool, size_t size, const struct mbox_table *table)
 {
 	uint64_t total = 0, start, end;
+	uint32_t hidden = 0;
 
 	ck_assert_uint_eq(table->spool_size, size);
 	for (uint32_t i = 0; i < table->count; i++) {
@@ -69,7 +84,10 @@ check_table(const char *spool, size_t size, const struct mbox_table *table)
 		ck_assert_uint_le(
 		    message->offset + message->prefix_length + message->content_length, end);
 		ck_assert_uint_eq(message->octets, octets_of(content, message->content_length));
-		total += message->octets;
+		if ((message->flags & MBOX_HIDDEN) == 0)
+			total += message->octets;
+		else
+			hidden++;
 		ck_assert_ptr_nonnull(verifier);
 		mbox_verifier_feed(verifier, spool + message->offset,
 		    message->prefix_length + message->content_length);
@@ -78,6 +96,7 @@ check_table(const char *spool, size_t size, const struct mbox_table *table)
 		ck_assert(matches);
 	}
 	ck_assert_uint_eq(table->total_octets, total);
+	ck_assert_uint_eq(table->hidden, hidden);
 }
 
 static inline void
@@ -87,6 +106,8 @@ expect_equal_tables(const struct mbox_table *a, const struct mbox_table *b)
 	ck_assert_uint_eq(a->spool_size, b->spool_size);
 	ck_assert_uint_eq(a->total_octets, b->total_octets);
 	ck_assert_uint_eq(a->strings_size, b->strings_size);
+	ck_assert_uint_eq(a->hidden, b->hidden);
+	ck_assert_uint_eq(a->format, b->format);
 	if (a->count > 0)
 		ck_assert_mem_eq(a->messages, b->messages, a->count * sizeof *a->messages);
 	if (a->strings_size > 0)

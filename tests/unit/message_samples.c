@@ -84,7 +84,7 @@ fill_verdict(struct message_verdict *verdict)
 static void
 fill_update(struct message *message)
 {
-	message->payload.update.deleted = 2;
+	message->payload.update.records = 2;
 	message->payload.update.expected = 5;
 	message->fd_count = 1;
 	set_tail(message, 2 * sizeof(struct mbox_message));

@@ -1,13 +1,14 @@
 /* The model file system: see model_store.h. Test code; every misuse aborts. */
 #include "config.h"
 
+#include "lib/expunge_journal.h"
 #include "tests/unit/model_store.h"
 
 #include <errno.h>
-#include <stdio.h>
+#include <linux/falloc.h>
 #include <stdlib.h>
 #include <string.h>
-#include <xxhash.h>
+#include <unistd.h>
 
 static void
 require(bool condition)
@@ -25,51 +26,61 @@ lesser(size_t a, size_t b)
 /* ---- changes that are not synced ---- */
 
 static struct model_change *
-new_change(struct model_store *store, int file, bool foreign)
+new_change(struct model_store *store, int file, enum model_kind kind, bool foreign)
 {
 	struct model_change *change = &store->changes[store->change_count++];
 
 	require(store->change_count <= MODEL_PENDING);
 	memset(change, 0, sizeof *change);
 	change->file = (uint8_t)file;
+	change->kind = kind;
 	change->foreign = foreign;
 	return change;
+}
+
+/* A step of metadata, made to the file as processes see it and noted for a crash. */
+static void
+change_metadata(struct model_store *store, int number, const struct model_change *step)
+{
+	struct model_change *change = new_change(store, number, step->kind, step->foreign);
+
+	change->size = step->size;
+	change->block = step->block;
+	change->from = step->from;
+	model_step(&store->files[number].seen, change);
 }
 
 static void
 change_size(struct model_store *store, int number, size_t size, bool foreign)
 {
-	struct model_file *file = &store->files[number];
+	struct model_change step = { .kind = MODEL_SIZE, .size = size, .foreign = foreign };
 
 	require(size <= MODEL_CAPACITY);
-	if (size == file->seen_size)
-		return;
-	if (size < file->seen_size)
-		memset(file->seen + size, 0, file->seen_size - size);
-	file->seen_size = size;
-	new_change(store, number, foreign)->size = size;
+	if (size != store->files[number].seen.size)
+		change_metadata(store, number, &step);
 }
 
 static void
 change_bytes(struct model_store *store, int number, const void *bytes, size_t size, size_t offset,
     bool foreign)
 {
-	struct model_file *file = &store->files[number];
+	struct model_content *seen = &store->files[number].seen;
 
 	if (size == 0)
 		return;
 	require(offset + size <= MODEL_CAPACITY);
-	if (offset + size > file->seen_size)
+	if (offset + size > seen->size)
 		change_size(store, number, offset + size, foreign);
-	memcpy(file->seen + offset, bytes, size);
+	memcpy(seen->bytes + offset, bytes, size);
 	for (size_t block = offset / MODEL_BLOCK; block <= (offset + size - 1) / MODEL_BLOCK;
 	     block++) {
-		struct model_change *change = new_change(store, number, foreign);
+		struct model_change *change = new_change(store, number, MODEL_BYTES, foreign);
 
+		seen->hole[block] = false;
 		change->block = block;
 		change->bytes = malloc(MODEL_BLOCK);
 		require(change->bytes != NULL);
-		memcpy(change->bytes, file->seen + block * MODEL_BLOCK, MODEL_BLOCK);
+		memcpy(change->bytes, seen->bytes + block * MODEL_BLOCK, MODEL_BLOCK);
 	}
 }
 
@@ -79,42 +90,72 @@ block_is_dirty(const struct model_store *store, int file, size_t block)
 	for (size_t i = 0; i < store->change_count; i++) {
 		const struct model_change *change = &store->changes[i];
 
-		if (change->bytes != NULL && change->file == file && change->block == block &&
+		if (change->kind == MODEL_BYTES && change->file == file && change->block == block &&
 		    !change->doubtful)
 			return true;
 	}
 	return false;
 }
 
+/* Forget the changes that are marked. */
+static void
+drop_changes(struct model_store *store, const bool *written)
+{
+	size_t left = 0;
+
+	for (size_t i = 0; i < store->change_count; i++) {
+		if (written[i])
+			free(store->changes[i].bytes);
+		else
+			store->changes[left++] = store->changes[i];
+	}
+	store->change_count = left;
+}
+
 /* Doubtful blocks stay as they are until something is written to them again. */
 static void
 flush(struct model_store *store, int number)
 {
-	struct model_file *file = &store->files[number];
+	struct model_content *durable = &store->files[number].durable;
+	const struct model_content *seen = &store->files[number].seen;
 	bool written[MODEL_PENDING] = { false };
-	size_t left = 0;
 
 	for (size_t i = 0; i < store->change_count; i++)
 		written[i] = store->changes[i].file == number &&
-			     (store->changes[i].bytes == NULL ||
+			     (store->changes[i].kind != MODEL_BYTES ||
 				 block_is_dirty(store, number, store->changes[i].block));
-	if (file->seen_size < file->durable_size)
-		memset(file->durable + file->seen_size, 0, file->durable_size - file->seen_size);
-	file->durable_size = file->seen_size;
+	for (size_t i = 0; i < store->change_count; i++)
+		if (written[i] && store->changes[i].kind != MODEL_BYTES)
+			model_step(durable, &store->changes[i]);
 	for (size_t i = 0; i < store->change_count; i++) {
-		struct model_change *change = &store->changes[i];
+		size_t block = store->changes[i].block;
 
-		if (!written[i]) {
-			store->changes[left++] = *change;
+		if (!written[i] || store->changes[i].kind != MODEL_BYTES)
 			continue;
-		}
-		if (change->bytes == NULL)
-			continue;
-		memcpy(file->durable + change->block * MODEL_BLOCK,
-		    file->seen + change->block * MODEL_BLOCK, MODEL_BLOCK);
-		free(change->bytes);
+		memcpy(durable->bytes + block * MODEL_BLOCK, seen->bytes + block * MODEL_BLOCK,
+		    MODEL_BLOCK);
+		durable->hole[block] = seen->hole[block];
 	}
-	store->change_count = left;
+	drop_changes(store, written);
+}
+
+/* Data from block `first` on goes to the disk; what the metadata says of it does not yet. */
+static void
+flush_data(struct model_store *store, int number, size_t first)
+{
+	struct model_content *durable = &store->files[number].durable;
+	bool written[MODEL_PENDING] = { false };
+
+	for (size_t i = 0; i < store->change_count; i++) {
+		const struct model_change *change = &store->changes[i];
+
+		if (change->file != number || change->kind != MODEL_BYTES || change->block < first)
+			continue;
+		memcpy(durable->bytes + change->block * MODEL_BLOCK, change->bytes, MODEL_BLOCK);
+		durable->hole[change->block] = false;
+		written[i] = true;
+	}
+	drop_changes(store, written);
 }
 
 void
@@ -129,7 +170,7 @@ model_settle(struct model_store *store)
 void
 model_append(struct model_store *store, const char *bytes, size_t size)
 {
-	change_bytes(store, MODEL_SPOOL, bytes, size, store->files[MODEL_SPOOL].seen_size, true);
+	change_bytes(store, MODEL_SPOOL, bytes, size, store->files[MODEL_SPOOL].seen.size, true);
 }
 
 /* ---- the operations ---- */
@@ -154,24 +195,50 @@ begin(struct model_store *store, enum model_operation operation)
 static void
 changed(struct model_store *store)
 {
+	struct model_mutation *mutation = &store->mutation;
+
 	if (store->after != NULL)
 		store->after(store, store->argument);
+	if (mutation->delayed && store->operation != MODEL_SYNC) {
+		mutation->delayed = false;
+		flush(store, mutation->file);
+	}
 }
 
 static ssize_t
 model_pread(void *context, int fd, void *buffer, size_t size, off_t offset)
 {
 	struct model_store *store = context;
-	const struct model_file *file = &store->files[fd];
+	const struct model_content *seen = &store->files[fd].seen;
 	size_t start;
 	size_t got;
 
 	if (begin(store, MODEL_READ))
 		return -1;
-	start = lesser((size_t)offset, file->seen_size);
-	got = lesser(size, file->seen_size - start);
-	memcpy(buffer, file->seen + start, got);
+	start = lesser((size_t)offset, seen->size);
+	got = lesser(size, seen->size - start);
+	memcpy(buffer, seen->bytes + start, got);
 	return (ssize_t)got;
+}
+
+/* A header of the journal in which one number is zero, as if it had been meant so. */
+static const void *
+mutate(const struct model_store *store, int fd, const void *buffer, size_t size, off_t offset,
+    unsigned char copy[JOURNAL_SLOT_SIZE])
+{
+	size_t end = JOURNAL_SLOT_SIZE - sizeof(uint64_t);
+	uint64_t magic;
+	uint64_t hash;
+
+	if (store->mutation.kind != MODEL_CLEAR_FIELD || fd != MODEL_JOURNAL ||
+	    size != JOURNAL_SLOT_SIZE || (offset != 0 && offset != JOURNAL_SLOT_DISTANCE))
+		return buffer;
+	memcpy(copy, buffer, size);
+	memset(copy + (1 + store->mutation.number) * sizeof(uint64_t), 0, sizeof(uint64_t));
+	memcpy(&magic, copy, sizeof magic);
+	hash = expunge_hash(magic, copy, end);
+	memcpy(copy + end, &hash, sizeof hash);
+	return copy;
 }
 
 static ssize_t
@@ -179,6 +246,7 @@ model_pwrite(void *context, int fd, const void *buffer, size_t size, off_t offse
 {
 	struct model_store *store = context;
 	size_t half = size / 2 / MODEL_BLOCK * MODEL_BLOCK;
+	unsigned char copy[JOURNAL_SLOT_SIZE];
 
 	if (begin(store, MODEL_WRITE)) {
 		if (store->fault != MODEL_FAIL_SHORT || half == 0)
@@ -189,6 +257,7 @@ model_pwrite(void *context, int fd, const void *buffer, size_t size, off_t offse
 		half -= (size_t)offset % MODEL_BLOCK;
 		size = half;
 	}
+	buffer = mutate(store, fd, buffer, size, offset, copy);
 	change_bytes(store, fd, buffer, size, (size_t)offset, false);
 	changed(store);
 	return (ssize_t)size;
@@ -210,6 +279,7 @@ static int
 model_fdatasync(void *context, int fd)
 {
 	struct model_store *store = context;
+	struct model_mutation *mutation = &store->mutation;
 
 	if (begin(store, MODEL_SYNC)) {
 		for (size_t i = 0; i < store->change_count; i++)
@@ -218,7 +288,11 @@ model_fdatasync(void *context, int fd)
 		return -1;
 	}
 	store->syncs[fd]++;
-	flush(store, fd);
+	if ((mutation->kind == MODEL_DROP_SYNC || mutation->kind == MODEL_DELAY_SYNC) &&
+	    mutation->file == fd && mutation->number == store->syncs[fd])
+		mutation->delayed = mutation->kind == MODEL_DELAY_SYNC;
+	else
+		flush(store, fd);
 	changed(store);
 	return 0;
 }
@@ -235,7 +309,109 @@ model_fstat(void *context, int fd, struct stat *status)
 	status->st_ino = store->files[fd].inode;
 	status->st_mode = S_IFREG | 0600;
 	status->st_nlink = 1;
-	status->st_size = (off_t)store->files[fd].seen_size;
+	status->st_size = (off_t)store->files[fd].seen.size;
+	return 0;
+}
+
+/* Take whole blocks out: one step punches them, one shifts each block behind, one cuts. */
+static int
+collapse(struct model_store *store, int fd, size_t offset, size_t length)
+{
+	const struct model_content *seen = &store->files[fd].seen;
+	size_t first = offset / MODEL_BLOCK;
+	size_t count = length / MODEL_BLOCK;
+	size_t end = (seen->size + MODEL_BLOCK - 1) / MODEL_BLOCK;
+	size_t size = seen->size - length;
+
+	flush_data(store, fd, first);
+	for (size_t i = 0; i < count; i++) {
+		size_t block = store->punch_backwards ? first + count - 1 - i : first + i;
+		struct model_change punch = { .kind = MODEL_PUNCH, .block = block };
+
+		change_metadata(store, fd, &punch);
+	}
+	for (size_t from = first + count; from < end; from++) {
+		struct model_change shift = {
+			.kind = MODEL_SHIFT, .block = from - count, .from = from
+		};
+
+		change_metadata(store, fd, &shift);
+	}
+	change_size(store, fd, size, false);
+	return 0;
+}
+
+static int
+model_fallocate(void *context, int fd, int mode, off_t offset, off_t length)
+{
+	struct model_store *store = context;
+	size_t start = (size_t)offset;
+	size_t size = (size_t)length;
+
+	if (begin(store, MODEL_ALLOCATE))
+		return -1;
+	if (mode != 0 && store->no_collapse != 0) {
+		errno = store->no_collapse;
+		return -1;
+	}
+	if (mode == FALLOC_FL_COLLAPSE_RANGE &&
+	    (start % MODEL_BLOCK != 0 || size % MODEL_BLOCK != 0 || size == 0 ||
+		start + size >= store->files[fd].seen.size)) {
+		errno = EINVAL;
+		return -1;
+	}
+	if (mode == FALLOC_FL_COLLAPSE_RANGE) {
+		collapse(store, fd, start, size);
+	} else {
+		require(mode == 0);
+		if (start + size > store->files[fd].seen.size)
+			change_size(store, fd, start + size, false);
+	}
+	changed(store);
+	return 0;
+}
+
+static off_t
+model_seek(void *context, int fd, off_t offset, int whence)
+{
+	struct model_store *store = context;
+	const struct model_content *seen = &store->files[fd].seen;
+
+	if (begin(store, MODEL_SEEK))
+		return -1;
+	require(whence == SEEK_HOLE || whence == SEEK_DATA);
+	for (size_t at = (size_t)offset; at < seen->size; at = (at / MODEL_BLOCK + 1) * MODEL_BLOCK)
+		if (seen->hole[at / MODEL_BLOCK] == (whence == SEEK_HOLE))
+			return (off_t)at;
+	if (whence == SEEK_HOLE && (size_t)offset < seen->size)
+		return (off_t)seen->size;
+	errno = ENXIO;
+	return -1;
+}
+
+/* Block by block; a crash may keep any of them, as of a write. */
+static int
+model_clone_range(void *context, int destination, off_t to, int source, off_t from, off_t length)
+{
+	struct model_store *store = context;
+	const struct model_content *seen = &store->files[source].seen;
+	unsigned char copy[MODEL_CAPACITY];
+
+	if (begin(store, MODEL_CLONE))
+		return -1;
+	if (store->no_clone != 0) {
+		errno = store->no_clone;
+		return -1;
+	}
+	if (to % MODEL_BLOCK != 0 || from % MODEL_BLOCK != 0 || length % MODEL_BLOCK != 0 ||
+	    (size_t)(from + length) > seen->size ||
+	    (source == destination && to < from + length && from < to + length)) {
+		errno = EINVAL;
+		return -1;
+	}
+	memcpy(copy, seen->bytes + from, (size_t)length);
+	change_bytes(store, destination, copy, (size_t)length, (size_t)to, false);
+	changed(store);
 	return 0;
 }
 
@@ -246,6 +422,9 @@ static const struct store_io_operations model_operations = {
 	.fdatasync = model_fdatasync,
 	.fsync = model_fdatasync,
 	.fstat = model_fstat,
+	.fallocate = model_fallocate,
+	.seek = model_seek,
+	.clone_range = model_clone_range,
 };
 
 struct store_io
@@ -286,12 +465,11 @@ model_new(const unsigned char *spool, size_t spool_size, size_t journal_size)
 	require(store != NULL && spool_size <= MODEL_CAPACITY && journal_size <= MODEL_CAPACITY);
 	for (int i = 0; i < MODEL_FILES; i++)
 		store->files[i].inode = (ino_t)(100 + i);
-	memcpy(store->files[MODEL_SPOOL].seen, spool, spool_size);
-	memcpy(store->files[MODEL_SPOOL].durable, spool, spool_size);
-	store->files[MODEL_SPOOL].seen_size = spool_size;
-	store->files[MODEL_SPOOL].durable_size = spool_size;
-	store->files[MODEL_JOURNAL].seen_size = journal_size;
-	store->files[MODEL_JOURNAL].durable_size = journal_size;
+	memcpy(store->files[MODEL_SPOOL].seen.bytes, spool, spool_size);
+	store->files[MODEL_SPOOL].seen.size = spool_size;
+	store->files[MODEL_JOURNAL].seen.size = journal_size;
+	for (int i = 0; i < MODEL_FILES; i++)
+		store->files[i].durable = store->files[i].seen;
 	return store;
 }
 
@@ -313,6 +491,7 @@ model_copy(const struct model_store *store)
 	copy->after = NULL;
 	copy->before = NULL;
 	copy->fault = MODEL_NO_FAULT;
+	copy->mutation.kind = MODEL_NO_MUTATION;
 	for (size_t i = 0; i < copy->change_count; i++) {
 		const unsigned char *bytes = store->changes[i].bytes;
 
@@ -323,260 +502,4 @@ model_copy(const struct model_store *store)
 		memcpy(copy->changes[i].bytes, bytes, MODEL_BLOCK);
 	}
 	return copy;
-}
-
-static size_t
-count_changes(const struct model_store *store, bool blocks)
-{
-	size_t count = 0;
-
-	for (size_t i = 0; i < store->change_count; i++)
-		count += (store->changes[i].bytes != NULL) == blocks;
-	return count;
-}
-
-size_t
-model_block_changes(const struct model_store *store)
-{
-	return count_changes(store, true);
-}
-
-size_t
-model_size_changes(const struct model_store *store)
-{
-	return count_changes(store, false);
-}
-
-static void
-crash_size(struct model_file *file, size_t size)
-{
-	if (size < file->seen_size)
-		memset(file->seen + size, 0, file->seen_size - size);
-	file->seen_size = size;
-}
-
-static void
-apply_change(struct model_file *file, const struct model_change *change)
-{
-	if (change->bytes != NULL)
-		memcpy(file->seen + change->block * MODEL_BLOCK, change->bytes, MODEL_BLOCK);
-	else
-		crash_size(file, change->size);
-}
-
-/* What stands behind the end of the file is gone; the rest is now on disk. */
-static void
-close_file(struct model_file *file, size_t written)
-{
-	if (written > file->seen_size)
-		memset(file->seen + file->seen_size, 0, written - file->seen_size);
-	memcpy(file->durable, file->seen, file->seen_size);
-	file->durable_size = file->seen_size;
-}
-
-struct model_store *
-model_after_crash(const struct model_store *store, const struct model_crash *crash, bool *whole_out)
-{
-	struct model_store *after = calloc(1, sizeof *after);
-	size_t written[MODEL_FILES] = { 0 };
-	size_t blocks = 0;
-	size_t sizes = 0;
-
-	require(after != NULL);
-	*whole_out = true;
-	for (int i = 0; i < MODEL_FILES; i++) {
-		struct model_file *file = &after->files[i];
-
-		file->inode = store->files[i].inode;
-		file->seen_size = store->files[i].durable_size;
-		memcpy(file->seen, store->files[i].durable, file->seen_size);
-	}
-	for (size_t i = 0; i < store->change_count; i++) {
-		const struct model_change *change = &store->changes[i];
-		bool kept = change->bytes != NULL ? crash->keep[blocks++] : sizes++ < crash->sizes;
-		size_t end = (change->block + 1) * MODEL_BLOCK;
-
-		if (kept)
-			apply_change(&after->files[change->file], change);
-		if (kept && change->bytes != NULL && end > written[change->file])
-			written[change->file] = end;
-		if (!kept && change->foreign)
-			*whole_out = false;
-	}
-	for (int i = 0; i < MODEL_FILES; i++)
-		close_file(&after->files[i], written[i]);
-	return after;
-}
-
-/* ---- mail ---- */
-
-size_t
-model_message(char *at, size_t room, size_t size, unsigned kind)
-{
-	int used = snprintf(at, room,
-	    "From a@example.org Mon Jan  1 00:00:%02u 2024\nSubject: message %u\n\n", kind, kind);
-	size_t end = (size_t)used;
-
-	require(size + 2 < room && end < room);
-	for (; end < size; end++)
-		at[end] = end % 61 == 0 ? '\n' : (char)('a' + (end / 61 + end * kind) % 26);
-	at[end++] = '\n';
-	at[end++] = '\n';
-	return end;
-}
-
-void
-model_scan(const char *bytes, size_t size, struct mbox_table *table)
-{
-	struct mbox_scanner *scanner = mbox_scanner_new();
-	struct error error;
-
-	memset(table, 0, sizeof *table);
-	require(scanner != NULL && mbox_scanner_feed(scanner, bytes, size, &error) == 0 &&
-		mbox_scanner_finish(scanner, table, &error) == 0);
-	mbox_scanner_free(scanner);
-}
-
-char *
-model_render(const struct expunge_plan *plan, const char *old)
-{
-	char *new = malloc(plan->new_size + 1);
-	size_t size = 0;
-
-	require(new != NULL);
-	for (uint32_t i = 0; i < plan->count; i++) {
-		const struct expunge_segment *segment = &plan->segments[i];
-
-		require(segment->length <= plan->new_size - size);
-		memcpy(new + size, segment->text != NULL ? segment->text : old + segment->source,
-		    segment->length);
-		size += segment->length;
-	}
-	require(size == plan->new_size);
-	return new;
-}
-
-bool
-model_append_fits(const char *found, size_t size, const char *appended, bool whole)
-{
-	size_t length = strlen(appended);
-
-	if (whole)
-		return size == length && memcmp(found, appended, size) == 0;
-	for (size_t i = 0; i < size; i++)
-		if (found[i] != '\0' && (i >= length || found[i] != appended[i]))
-			return false;
-	return true;
-}
-
-/* ---- which crashes to look at ---- */
-
-struct tour {
-	const struct model_store *store;
-	struct model_crash crash;
-	size_t blocks;
-	model_visit *visit;
-	void *argument;
-};
-
-static void
-visit_sizes(struct tour *tour)
-{
-	size_t sizes = model_size_changes(tour->store);
-
-	for (tour->crash.sizes = 0; tour->crash.sizes <= sizes; tour->crash.sizes++) {
-		bool whole;
-		struct model_store *after = model_after_crash(tour->store, &tour->crash, &whole);
-
-		tour->visit(after, whole, tour->argument);
-	}
-}
-
-static void
-visit_all(struct tour *tour)
-{
-	for (size_t mask = 0; mask >> tour->blocks == 0; mask++) {
-		for (size_t i = 0; i < tour->blocks; i++)
-			tour->crash.keep[i] = (mask >> i & 1) != 0;
-		visit_sizes(tour);
-	}
-}
-
-static void
-visit_ordered(struct tour *tour)
-{
-	for (size_t kept = 0; kept <= tour->blocks; kept++) {
-		for (size_t i = 0; i < tour->blocks; i++)
-			tour->crash.keep[i] = i < kept;
-		visit_sizes(tour);
-	}
-}
-
-static void
-visit_single(struct tour *tour, bool kept)
-{
-	for (size_t single = 0; single < tour->blocks; single++) {
-		for (size_t i = 0; i < tour->blocks; i++)
-			tour->crash.keep[i] = (i == single) == kept;
-		visit_sizes(tour);
-	}
-}
-
-static void
-visit_samples(struct tour *tour, unsigned samples)
-{
-	uint64_t random = tour->blocks + 1;
-
-	for (unsigned sample = 0; sample < samples; sample++) {
-		for (size_t i = 0; i < tour->blocks; i++) {
-			random = XXH3_64bits(&random, sizeof random);
-			tour->crash.keep[i] = (random & 1) != 0;
-		}
-		visit_sizes(tour);
-	}
-}
-
-void
-model_each_crash(const struct model_store *store, size_t exhaustive, unsigned samples,
-    model_visit *visit, void *argument)
-{
-	struct tour tour = { .store = store, .visit = visit, .argument = argument };
-
-	tour.blocks = model_block_changes(store);
-	if (tour.blocks <= exhaustive) {
-		visit_all(&tour);
-		return;
-	}
-	visit_ordered(&tour);
-	visit_single(&tour, false);
-	visit_single(&tour, true);
-	visit_samples(&tour, samples);
-}
-
-uint64_t
-model_hash(const struct model_store *store)
-{
-	uint64_t hash = 0;
-
-	for (int i = 0; i < MODEL_FILES; i++) {
-		const struct model_file *file = &store->files[i];
-
-		hash = XXH3_64bits_withSeed(file->seen, file->seen_size, hash + file->seen_size);
-	}
-	return hash;
-}
-
-bool
-model_seen_before(uint64_t *seen, uint64_t hash)
-{
-	size_t slot = hash % MODEL_SEEN_SLOTS;
-
-	hash |= 1;
-	for (size_t probes = 0; seen[slot] != 0; slot = (slot + 1) % MODEL_SEEN_SLOTS) {
-		require(++probes < MODEL_SEEN_SLOTS / 2);
-		if (seen[slot] == hash)
-			return true;
-	}
-	seen[slot] = hash;
-	return false;
 }

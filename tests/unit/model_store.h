@@ -1,11 +1,17 @@
 /*
- * A model of a file system with two files, a spool and a journal, behind struct store_io.
+ * A model of a file system with three files, a spool, a journal and a temporary drop, behind struct
+ * store_io.
  *
  * Each file has what the processes see and what is on the disk. Between the two stand changes that
- * are not synced: blocks of MODEL_BLOCK bytes, each as it stood after a write, and changes of size,
- * in order. fdatasync makes them durable. A crash keeps any subset of the blocks and any first part
- * of the changes of size; what a size does not cover is gone, what no kept block fills is zero.
- * A failing fdatasync leaves its blocks in doubt for ever, unless they are written again.
+ * are not synced: blocks of MODEL_BLOCK bytes, each as it stood after a write, and steps of
+ * metadata (a new size, a block punched out, a block shifted down) in order. fdatasync makes them
+ * durable. A crash keeps any subset of the blocks and any first part of the steps; what a size does
+ * not cover is gone, what no kept block fills is a hole of zeros. A failing fdatasync leaves its
+ * blocks in doubt for ever, unless they are written again.
+ *
+ * FALLOC_FL_COLLAPSE_RANGE writes the data of what it moves to the disk first, as kernels do, and
+ * is then a step for each block: every extent is as small as can be, and a crash may stop it
+ * anywhere.
  */
 #ifndef QPOPPER_TESTS_UNIT_MODEL_STORE_H
 #define QPOPPER_TESTS_UNIT_MODEL_STORE_H
@@ -25,25 +31,39 @@
 enum {
 	MODEL_SPOOL = 0,
 	MODEL_JOURNAL = 1,
-	MODEL_FILES = 2
+	MODEL_TEMP = 2, /* empty at first */
+	MODEL_FILES = 3
 }; /* also the file descriptors */
 
+struct model_content {
+	unsigned char bytes[MODEL_CAPACITY];
+	bool hole[MODEL_CAPACITY / MODEL_BLOCK]; /* not allocated */
+	size_t size;
+};
+
 struct model_file {
-	unsigned char seen[MODEL_CAPACITY];
-	unsigned char durable[MODEL_CAPACITY];
-	size_t seen_size;
-	size_t durable_size;
+	struct model_content seen;
+	struct model_content durable;
 	ino_t inode;
 };
 
-/* A change that is not synced: a block, or (bytes NULL) a new size. */
+enum model_kind {
+	MODEL_BYTES, /* a block as it was written */
+	MODEL_SIZE,  /* the others are steps of metadata: a new size, */
+	MODEL_PUNCH, /* a block that is a hole now, */
+	MODEL_SHIFT, /* a block that moved down; where it was is a hole */
+};
+
+/* A change that is not synced. */
 struct model_change {
 	uint8_t file;
-	bool foreign;  /* made by model_append */
-	bool doubtful; /* a sync failed to write it */
-	size_t block;
-	size_t size;
-	unsigned char *bytes; /* MODEL_BLOCK, or NULL; owned */
+	enum model_kind kind;
+	bool foreign;	      /* made by model_append */
+	bool doubtful;	      /* a sync failed to write it */
+	size_t block;	      /* the one that is written, punched or shifted to */
+	size_t from;	      /* the one that is shifted */
+	size_t size;	      /* the new one */
+	unsigned char *bytes; /* MODEL_BLOCK of a block written; owned */
 };
 
 enum model_fault {
@@ -57,7 +77,26 @@ enum model_operation {
 	MODEL_WRITE,
 	MODEL_TRUNCATE,
 	MODEL_SYNC,
-	MODEL_STATUS
+	MODEL_STATUS,
+	MODEL_ALLOCATE,
+	MODEL_SEEK,
+	MODEL_CLONE
+};
+
+/* What a test breaks on purpose, to see that it would be noticed. */
+enum model_mutation_kind {
+	MODEL_NO_MUTATION,
+	MODEL_DROP_SYNC,   /* sync `number` (from 1) of the file does nothing, and says it did */
+	MODEL_DELAY_SYNC,  /* it is made only after the next change */
+	MODEL_CLEAR_FIELD, /* number `number` of each header of the journal is zero, checksum right
+			    */
+};
+
+struct model_mutation {
+	enum model_mutation_kind kind;
+	int file;
+	unsigned number;
+	bool delayed; /* a sync is yet to be made */
 };
 
 struct model_store {
@@ -71,10 +110,14 @@ struct model_store {
 	unsigned fault_from;
 	unsigned fault_to;
 	int fault_errno;
+	int no_collapse; /* errno with which it is refused; 0: the file system can do it */
+	int no_clone;
+	bool punch_backwards; /* a collapse punches its last block first */
 	/* Called before each operation, and after each one that changes something; may be NULL. */
 	void (*before)(struct model_store *store, void *argument);
 	void (*after)(struct model_store *store, void *argument);
 	void *argument;
+	struct model_mutation mutation;
 	enum model_operation operation; /* the present one */
 	enum model_operation previous;
 };
@@ -82,7 +125,7 @@ struct model_store {
 /* What a crash keeps: bit i of keep stands for the i-th block change, in order. */
 struct model_crash {
 	bool keep[MODEL_PENDING];
-	size_t sizes; /* how many changes of size */
+	size_t sizes; /* how many steps of metadata */
 };
 
 /* A store with these durable contents, the journal blank. Freed with model_free. */
@@ -104,6 +147,9 @@ void model_set_fault(struct model_store *store, unsigned which, unsigned at);
 /* Everything as processes see it is on disk now. */
 void model_settle(struct model_store *store);
 
+/* Make a step of metadata. */
+void model_step(struct model_content *content, const struct model_change *change);
+
 size_t model_block_changes(const struct model_store *store);
 size_t model_size_changes(const struct model_store *store);
 
@@ -114,13 +160,20 @@ struct model_store *model_copy(const struct model_store *store);
 struct model_store *model_after_crash(
     const struct model_store *store, const struct model_crash *crash, bool *whole_out);
 
+/* How many crashes of an instant are looked at. */
+struct model_effort {
+	size_t exhaustive; /* block changes, of which every subset is */
+	bool pairs;	   /* if there are more: each pair of them lost */
+	unsigned samples;  /* and so many random subsets */
+};
+
 /*
- * Call visit with what a crash at this instant may leave; it takes over the store. All of it if
- * there are at most `exhaustive` block changes; else all first parts, each block alone lost, each
- * alone kept, and samples more; each of them with every first part of the changes of size.
+ * Call visit with what a crash at this instant may leave; it takes over the store. Every subset of
+ * the block changes if there are few; else all first parts, each block alone lost, each alone kept,
+ * pairs and samples; each of them with every first part of the steps of metadata.
  */
 typedef void model_visit(struct model_store *after, bool whole, void *argument);
-void model_each_crash(const struct model_store *store, size_t exhaustive, unsigned samples,
+void model_each_crash(const struct model_store *store, const struct model_effort *effort,
     model_visit *visit, void *argument);
 
 /*
@@ -141,11 +194,11 @@ char *model_render(const struct expunge_plan *plan, const char *old);
  */
 bool model_append_fits(const char *found, size_t size, const char *appended, bool whole);
 
-/* Of the contents of both files as processes see them. */
+/* Of the contents of all files as processes see them. */
 uint64_t model_hash(const struct model_store *store);
 
 /* Remember a hash in a table of MODEL_SEEN_SLOTS zeros; whether it was there before. */
-#define MODEL_SEEN_SLOTS ((size_t)1 << 20)
+#define MODEL_SEEN_SLOTS ((size_t)1 << 22)
 bool model_seen_before(uint64_t *seen, uint64_t hash);
 
 #endif

@@ -1,0 +1,158 @@
+#!/usr/bin/env python3
+"""What a session leaves behind: options that delete more, or less, or otherwise than RFC 1939."""
+import os
+import time
+
+from harness import *  # noqa: F403
+
+
+def subjects(site, user="user"):
+    """Subjects of the messages in the spool, in order."""
+    return [line[9:].decode() for line in site.read_mail(user).split(b"\n")
+            if line.startswith(b"Subject: ")]
+
+
+def wait_for_subjects(site, expected):
+    wait_until(lambda: subjects(site) == expected, 10, "the spool to hold %s" % expected)
+
+
+def deliver(site, count):
+    site.put_mail([message(i) for i in range(1, count + 1)])
+    return subjects(site)
+
+
+def vanish(client):
+    """The connection breaks."""
+    client.sock.close()
+    client.file.close()
+
+
+# ---- sessions that end without QUIT ----
+
+@test
+def abort_deletes_nothing(site):
+    """a session that breaks off deletes nothing"""
+    site.add_user()
+    before = deliver(site, 3)
+    site.start()
+    client = site.login()
+    client.dele(2)
+    vanish(client)
+    site.wait_log("end eof")
+    site.login().quit()
+    assert subjects(site) == before
+
+
+@test
+def update_on_abort(site):
+    """with update-on-abort a session that breaks off is applied, and one after RSET is not"""
+    site.add_user()
+    before = deliver(site, 3)
+    site.start(update_on_abort="true")
+    client = site.login()
+    client.dele(1)
+    client.rset()
+    vanish(client)
+    site.wait_log("0 deleted, 3 left")
+    client = site.login()
+    client.dele(2)
+    vanish(client)
+    site.wait_log("1 deleted, 2 left")
+    wait_for_subjects(site, [before[0], before[2]])
+    client = site.login()
+    assert client.stat()[0] == 2
+    client.quit()
+
+
+@test
+def update_on_abort_at_timeout(site):
+    """with update-on-abort the silence of a client is an end like any other"""
+    site.add_user()
+    before = deliver(site, 2)
+    site.start(update_on_abort="true", timeout=10)
+    client = site.login()
+    client.dele(1)
+    time.sleep(10.5)
+    wait_for_subjects(site, before[1:])
+    client.close()
+
+
+# ---- auto-delete ----
+
+@test
+def auto_delete(site):
+    """auto-delete takes what was retrieved as a whole, at QUIT only, and CAPA says EXPIRE 0"""
+    site.add_user()
+    before = deliver(site, 4)
+    site.start(auto_delete="true", update_on_abort="true")
+    client = site.login()
+    assert client.capa()["EXPIRE"] == ["0"]
+    client.retr(1)
+    vanish(client)
+    site.wait_log("1 retrieved, 0 deleted, 4 left")
+    client = site.login()
+    client.top(1, 0)
+    client.retr(2)
+    client.retr(4)
+    client.quit()
+    assert subjects(site) == [before[0], before[2]]
+
+
+# ---- fast-update ----
+
+@test
+def fast_update_needs_a_word(site):
+    """fast-update alone changes nothing: the spool keeps its inode"""
+    site.add_user()
+    deliver(site, 3)
+    inode = os.stat(site.spool_path()).st_ino
+    site.start(fast_update="true")
+    delete_first(site)
+    assert os.stat(site.spool_path()).st_ino == inode
+
+
+@test
+def fast_update(site):
+    """with dot-locked-delivery the new spool is renamed, and has owner, mode and attributes of the old"""
+    site.add_user()
+    before = deliver(site, 3)
+    path = site.spool_path()
+    os.chmod(path, 0o640)
+    attributes = set_attribute(path)
+    old = os.stat(path)
+    site.start(fast_update="true", dot_locked_delivery="true")
+    uids = site.login()
+    kept = uids.uidl()[1][1:]
+    uids.quit()
+    delete_first(site)
+    new = os.stat(path)
+    assert new.st_ino != old.st_ino
+    assert (new.st_uid, new.st_gid, new.st_mode) == (old.st_uid, old.st_gid, old.st_mode)
+    assert {name: os.getxattr(path, name) for name in os.listxattr(path)} == attributes
+    assert subjects(site) == before[1:]
+    client = site.login()
+    assert [line.split()[1] for line in client.uidl()[1]] == [line.split()[1] for line in kept]
+    client.dele(1)
+    client.dele(2)
+    client.quit()
+    assert os.stat(path).st_size == 0
+    assert sorted(os.listdir(os.path.dirname(path))) == [os.path.basename(path)]
+
+
+def set_attribute(path):
+    """An attribute that a new file would not have, where the file system takes one."""
+    try:
+        os.setxattr(path, "user.qpopper-test", b"kept")
+    except OSError:
+        return {}
+    return {name: os.getxattr(path, name) for name in os.listxattr(path)}
+
+
+def delete_first(site):
+    client = site.login()
+    client.dele(1)
+    client.quit()
+
+
+if __name__ == "__main__":
+    main()
