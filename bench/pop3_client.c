@@ -173,6 +173,10 @@ hear_status(struct load *load, struct client *client, const char *line)
 		client_fail(load, client, "%.80s", line);
 		return false;
 	}
+	if (*client->step == STEP_STAT && client->messages == 0 && client->step[1] == STEP_RETR) {
+		client_fail(load, client, "there is nothing to fetch");
+		return false;
+	}
 	client->in_body =
 	    *client->step == STEP_UIDL || *client->step == STEP_LIST || *client->step == STEP_RETR;
 	client->pending -= client->in_body ? 0 : 1;
