@@ -305,6 +305,8 @@ start() { # NAME PORT TLS-PORT BUILD-DIRECTORY
 stop() { # NAME
 	cgroup=$directory/cgroup/qpopper-bench-$1
 	[ -d "$cgroup" ] || return 0
+	# processes of another PID namespace have the number 0
+	! grep -qx 0 "$cgroup/cgroup.procs" || fail "another run is going on: $1 is in use"
 	tries=100
 	while grep -q . "$cgroup/cgroup.procs"; do
 		tries=$((tries - 1))

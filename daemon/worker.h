@@ -7,8 +7,8 @@
  * Rooms: worker_main.c (the parent that forks workers), worker_loop.c (events, timers, channels),
  * worker_table.c (connections by session and by time), worker_connection.c (one client's socket),
  * worker_session.c (engine, login, update), worker_log.c (what the log is to know of a session),
- * worker_body.c (a maildrop's table and its messages), worker_reader.c (threads for reads that
- * would block). Everything but the reader threads runs in one thread.
+ * worker_body.c (a maildrop's table and its messages), worker_reader.c (reading ahead, and by
+ * threads where a read would block). Everything but the reader threads runs in one thread.
  */
 #ifndef QPOPPER_DAEMON_WORKER_H
 #define QPOPPER_DAEMON_WORKER_H
@@ -95,8 +95,7 @@ struct maildrop {
 	void *block;			/* heap copy of a table that came in the message */
 	void *map;			/* or a sealed memfd */
 	size_t map_size;
-	uint64_t
-	    read_end; /* offset in the spool where the last message that was sent whole ended */
+	uint64_t read_end; /* offset in the spool behind the last message that was sent whole */
 	size_t read_ahead; /* bytes to read at once while messages are fetched in their order */
 	uint32_t verified_message;		 /* the last one verified, UINT32_MAX: none */
 	struct spool_identity verified_identity; /* under which it was */

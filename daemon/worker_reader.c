@@ -1,8 +1,8 @@
 /*
- * Reading spools in a worker: at once where the bytes are in memory, else by threads. They make the
- * reads of spools that may block, so that a slow disk holds up one session and not all. A thread
- * knows a descriptor, an offset and a length, nothing else; jobs and results pass through two lists
- * under one lock, and an eventfd tells the loop.
+ * Reading spools in a worker: at once where the bytes are in memory (several messages together
+ * where they are fetched in their order), else by threads, so that a slow disk holds up one session
+ * and not all. A thread knows a descriptor, an offset and a length, nothing else; jobs and results
+ * pass through two lists under one lock, and an eventfd tells the loop.
  *
  * The threads are started after the sandbox and before the system-call filter (sandbox.h). They
  * never end by themselves: one may hang for hours in a read of a dead file server, and the exit of
