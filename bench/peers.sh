@@ -5,6 +5,9 @@
 #	peers.sh remove DIRECTORY	what install made elsewhere, except the packages of Dovecot
 #	peers.sh prepare DIRECTORY	users, PAM, certificate, maildrops: covers files in /etc and
 #					/var/mail by mounts, so in a mount namespace of its own only
+#	peers.sh prepare-large DIRECTORY FILE-SYSTEM BYTES
+#					the same without maildrops, which then lie on an image of that
+#					file system (ext4, xfs, btrfs; root: where DIRECTORY is)
 #	peers.sh start DIRECTORY NAME PORT TLS-PORT BUILD-DIRECTORY
 #	peers.sh stop DIRECTORY NAME
 #
@@ -119,27 +122,43 @@ prepare_certificate() {
 		2>"$directory/openssl.log" || fail "no certificate, see $directory/openssl.log"
 }
 
-prepare_maildrops() {
+prepare_spool_directories() {
 	for name in popper-pam popper-file popa3d dovecot-stock dovecot-tuned; do
 		spool=$directory/mail/$name
 		mkdir -p "$spool"
 		chgrp mail "$spool"
 		chmod 2775 "$spool"
+	done
+	chown "$virtual_uid" "$directory/mail/dovecot-tuned"
+	install -d -o "$virtual_uid" "$directory/virtual/tuned" "$directory/virtual/hashed"
+	mount --bind "$directory/mail/popa3d" /var/mail
+}
+
+prepare_maildrops() {
+	for name in popper-pam popper-file popa3d dovecot-stock dovecot-tuned; do
+		spool=$directory/mail/$name
 		uid=$first_uid big=$big_uid owner=
 		if [ "$name" = dovecot-tuned ]; then
 			uid=$virtual_uid big=$virtual_uid owner=--one-owner
-			chown "$virtual_uid" "$spool"
 		fi
 		# shellcheck disable=SC2086 # $owner is an option or nothing
 		"$bench/make_spool.py" "$spool" bench "$users" 20 160000 --uid "$uid" \
 			--gid "$group" $owner
 		"$bench/make_spool.py" "$spool" benchbig 1 2000 60000000 --uid "$big" --gid "$group"
 	done
-	install -d -o "$virtual_uid" "$directory/virtual/tuned" "$directory/virtual/hashed"
-	mount --bind "$directory/mail/popa3d" /var/mail
 }
 
-prepare() {
+# An image that ends with the last mount of it, and so with the namespace.
+prepare_file_system() { # FILE-SYSTEM BYTES
+	mkdir "$directory/mail"
+	[ "$1" != root ] || return 0
+	truncate -s "$2" "$directory/image"
+	"mkfs.$1" "$directory/image" >"$directory/mkfs.log" 2>&1 ||
+		fail "mkfs.$1: $(tail -n 3 "$directory/mkfs.log")"
+	mount -o loop -t "$1" "$directory/image" "$directory/mail"
+}
+
+prepare_servers() {
 	mkdir "$directory/cgroup"
 	mount -t cgroup2 none "$directory/cgroup"
 	[ ! -S /dev/log ] || mount --bind /dev/null /dev/log # popa3d's records are nobody's mail
@@ -147,7 +166,7 @@ prepare() {
 	prepare_users
 	prepare_pam
 	prepare_certificate
-	prepare_maildrops
+	prepare_spool_directories
 }
 
 # ---- configurations ----
@@ -286,6 +305,8 @@ start() { # NAME PORT TLS-PORT BUILD-DIRECTORY
 stop() { # NAME
 	cgroup=$directory/cgroup/qpopper-bench-$1
 	[ -d "$cgroup" ] || return 0
+	# processes of another PID namespace have the number 0
+	! grep -qx 0 "$cgroup/cgroup.procs" || fail "another run is going on: $1 is in use"
 	tries=100
 	while grep -q . "$cgroup/cgroup.procs"; do
 		tries=$((tries - 1))
@@ -306,7 +327,14 @@ shift 2
 case $action in
 install) install_peers ;;
 remove) remove_peers ;;
-prepare) prepare ;;
+prepare)
+	prepare_servers
+	prepare_maildrops
+	;;
+prepare-large)
+	prepare_file_system "$@"
+	prepare_servers
+	;;
 start) start "$@" ;;
 stop) stop "$@" ;;
 run-server) run_server "$@" ;;

@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #define CLIENTS_MAX    4000
+#define WINDOW_MAX     128 /* their commands fit into OUTPUT_SIZE */
 #define INPUT_SMALL    16384
 #define INPUT_LARGE    262144
 #define LOGINS_AT_ONCE 16 /* of the idle scenario */
@@ -205,7 +206,7 @@ parse_options(struct options *options, int argc, char **argv)
 			options->seconds = number(optarg, 1, 600);
 			break;
 		case 'P':
-			options->window = number(optarg, 1, 64);
+			options->window = number(optarg, 1, WINDOW_MAX);
 			break;
 		case 's':
 			options->tls = true;

@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 #define SESSIONS_MAX 4000000 /* whose times are kept */
-#define OUTPUT_SIZE  2048
+#define OUTPUT_SIZE  4096
 #define COMMAND_MAX  128
 
 enum step {
@@ -64,6 +64,7 @@ struct client {
 	uint32_t messages;  /* by STAT */
 	uint64_t announced; /* octets, by STAT */
 	uint32_t next_message;
+	bool in_line;	   /* of a message, and not at its begin */
 	uint64_t received; /* octets of messages */
 	double started;
 	double body_started;

@@ -26,7 +26,7 @@
 #define POP3_PASSWORD_MAX   255
 #define POP3_UNKNOWN_MAX    20 /* unknown commands before the connection is closed */
 #define POP3_LONG_LINES_MAX 3
-#define POP3_OUTPUT_HIGH    (32u << 10) /* octets in out at which the engine asks for a flush */
+#define POP3_OUTPUT_HIGH    (64u << 10) /* octets in out at which the engine asks for a flush */
 #define POP3_OUTPUT_SLACK   (4u << 10)	/* octets that out must be able to hold beyond that */
 
 enum pop3_state {

@@ -18,17 +18,20 @@
 
 #include "daemon/tls_key.h"
 #include "daemon/tls_key_file.h"
+#include "daemon/tls_output.h"
 #include "daemon/tls_policy.h"
 #include "daemon/tls_signer.h"
 
 struct tls_context {
 	struct tls_key_provider *provider;
 	SSL_CTX *library_context;
+	struct tls_output_pool output_pool;
 };
 
 struct tls_connection {
 	struct tls_context *context;
 	SSL *library_connection;
+	struct tls_output output;
 	bool broken; /* after a fatal error nothing more may be sent, not even close_notify */
 };
 
@@ -109,6 +112,8 @@ configure(struct tls_context *context, const struct settings *settings, struct e
 	SSL_CTX_set_mode(library_context, SSL_MODE_RELEASE_BUFFERS | SSL_MODE_ENABLE_PARTIAL_WRITE |
 					      SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER |
 					      SSL_MODE_NO_AUTO_CHAIN);
+	/* a record by one system call and not by two; nothing is kept between records */
+	SSL_CTX_set_read_ahead(library_context, 1);
 	/* what clients send are passwords: no copy may stay in the library's buffers */
 	SSL_CTX_set_options(library_context, SSL_OP_CLEANSE_PLAINTEXT);
 	SSL_CTX_set_alpn_select_cb(library_context, select_alpn, NULL);
@@ -127,7 +132,8 @@ tls_context_new(
 	if (!context)
 		return error_set_errno(error, ENOMEM, "TLS context");
 	ERR_clear_error();
-	if (tls_key_provider_new(&context->provider, error) < 0)
+	if (tls_output_pool_start(&context->output_pool, error) < 0 ||
+	    tls_key_provider_new(&context->provider, error) < 0)
 		goto fail;
 	context->library_context =
 	    SSL_CTX_new_ex(tls_key_library(context->provider), NULL, TLS_server_method());
@@ -151,6 +157,7 @@ tls_context_free(struct tls_context *context)
 		return;
 	SSL_CTX_free(context->library_context);
 	tls_key_provider_free(context->provider);
+	tls_output_pool_end(&context->output_pool);
 	free(context);
 }
 
@@ -162,6 +169,23 @@ tls_set_signer(struct tls_context *context, int channel)
 
 /* ---- connections ---- */
 
+/* Input by the library's own BIO, output by ours. */
+static bool
+attach(struct tls_connection *connection, int fd)
+{
+	BIO *in = BIO_new_socket(fd, BIO_NOCLOSE);
+	BIO *out = tls_output_bio(&connection->output);
+
+	if (in == NULL || out == NULL) {
+		BIO_free(in);
+		BIO_free(out);
+		return false;
+	}
+	SSL_set0_rbio(connection->library_connection, in);
+	SSL_set0_wbio(connection->library_connection, out);
+	return true;
+}
+
 int
 tls_connection_new(struct tls_context *context, int fd, struct tls_connection **connection_out,
     struct error *error)
@@ -172,9 +196,9 @@ tls_connection_new(struct tls_context *context, int fd, struct tls_connection **
 		return error_set_errno(error, ENOMEM, "TLS connection");
 	ERR_clear_error();
 	connection->context = context;
+	connection->output = (struct tls_output){ .pool = &context->output_pool, .fd = fd };
 	connection->library_connection = SSL_new(context->library_context);
-	if (!connection->library_connection ||
-	    SSL_set_fd(connection->library_connection, fd) != 1) {
+	if (!connection->library_connection || !attach(connection, fd)) {
 		tls_connection_free(connection);
 		return tls_library_error(error, ERROR_SYSTEM, "cannot make a TLS connection");
 	}
@@ -189,6 +213,7 @@ tls_connection_free(struct tls_connection *connection)
 	if (!connection)
 		return;
 	SSL_free(connection->library_connection);
+	tls_output_drop(&connection->output);
 	free(connection);
 }
 
@@ -270,19 +295,54 @@ tls_read(struct tls_connection *connection, void *buffer, size_t size, size_t *g
 	return result_of(connection, returned, errno, "TLS read", error);
 }
 
+/* Encrypt and gather as much as is sent at once; what is done already stands in output.plain. */
+static enum tls_result
+encrypt(struct tls_connection *connection, const char *buffer, size_t size, struct error *error)
+{
+	struct tls_output *output = &connection->output;
+	size_t most = size < TLS_OUTPUT_PLAIN ? size : TLS_OUTPUT_PLAIN;
+	int returned = 1, number = 0;
+
+	ERR_clear_error();
+	output->gathering = true;
+	while (returned == 1 && output->plain < most) {
+		size_t written = 0;
+		errno = 0;
+		returned = SSL_write_ex(connection->library_connection, buffer + output->plain,
+		    most - output->plain, &written);
+		number = errno;
+		output->plain += written;
+	}
+	output->gathering = false;
+	return result_of(connection, returned, number, "TLS write", error);
+}
+
 enum tls_result
 tls_write(struct tls_connection *connection, const void *buffer, size_t size, size_t *written_out,
     struct error *error)
 {
-	int returned;
+	struct tls_output *output = &connection->output;
+	enum tls_result result = TLS_WANT_WRITE;
+	int sent;
 
 	*written_out = 0;
 	if (size == 0)
 		return TLS_DONE;
-	ERR_clear_error();
-	errno = 0;
-	returned = SSL_write_ex(connection->library_connection, buffer, size, written_out);
-	return result_of(connection, returned, errno, "TLS write", error);
+	if (output->plain == 0) /* else what was encrypted last still counts as not written */
+		result = encrypt(connection, buffer, size, error);
+	if (result == TLS_CLOSED || result == TLS_FAILED)
+		return result;
+	sent = tls_output_send(output);
+	if (sent < 0 && (errno == ECONNRESET || errno == EPIPE)) {
+		connection->broken = true;
+		return TLS_CLOSED;
+	}
+	if (sent < 0)
+		return fail(connection, SSL_ERROR_SYSCALL, errno, "TLS write", error);
+	*written_out = tls_output_settle(output);
+	if (*written_out > 0)
+		return TLS_DONE;
+	return result == TLS_DONE ? TLS_WANT_WRITE : result;
 }
 
 void

@@ -62,7 +62,11 @@ void tls_connection_free(struct tls_connection *connection); /* no I/O; NULL is 
 enum tls_result tls_handshake(struct tls_connection *connection, struct error *error);
 enum tls_result tls_read(struct tls_connection *connection, void *buffer, size_t size,
     size_t *got_out, struct error *error);
-/* After TLS_WANT_*, repeat with the same or a moved buffer that begins with the same octets. */
+/*
+ * Encrypt and send, up to 128 KiB at once. What was encrypted and not sent counts as not written,
+ * at least one octet of it: repeat, after TLS_WANT_* too, with a buffer (the same or another) that
+ * begins with the octets that were not written.
+ */
 enum tls_result tls_write(struct tls_connection *connection, const void *buffer, size_t size,
     size_t *written_out, struct error *error);
 /* Send close_notify once, without waiting for the peer's. */

@@ -7,8 +7,8 @@
  * Rooms: worker_main.c (the parent that forks workers), worker_loop.c (events, timers, channels),
  * worker_table.c (connections by session and by time), worker_connection.c (one client's socket),
  * worker_session.c (engine, login, update), worker_log.c (what the log is to know of a session),
- * worker_body.c (a maildrop's table and its messages), worker_reader.c (threads for reads that
- * would block). Everything but the reader threads runs in one thread.
+ * worker_body.c (a maildrop's table and its messages), worker_reader.c (reading ahead, and by
+ * threads where a read would block). Everything but the reader threads runs in one thread.
  */
 #ifndef QPOPPER_DAEMON_WORKER_H
 #define QPOPPER_DAEMON_WORKER_H
@@ -31,7 +31,7 @@
 
 #define WORKER_INPUT_MAX       4096u	    /* octets of a client that wait to be understood */
 #define WORKER_OUTPUT_MAX      (256u << 10) /* octets that wait to be sent to a client */
-#define WORKER_OUTPUT_HIGH     (64u << 10)  /* from here on nothing is added before sending */
+#define WORKER_OUTPUT_HIGH     (96u << 10)  /* from here on nothing is added before sending */
 #define WORKER_CHUNK_MAX       (128u << 10) /* bytes of a spool read at once */
 #define WORKER_VERDICT_SECONDS 120	    /* from request to LOGIN_RESULT */
 #define WORKER_CHANNEL_SECONDS 10	    /* for a dead auth channel to be replaced */
@@ -93,12 +93,25 @@ struct maildrop {
 	bool threaded_reads; /* RWF_NOWAIT does not work, and reads may block */
 	bool verify;	     /* messages must be verified before use */
 	enum spool_filesystem filesystem;
-	struct spool_identity identity;		 /* under which the table was made */
-	struct mbox_table table;		 /* borrows from block, or from map */
-	void *block;				 /* heap copy of a table that came in the message */
-	struct worker_image *image;		 /* or a sealed memfd */
+	struct spool_identity identity; /* under which the table was made */
+	struct mbox_table table;	/* borrows from block, or from map */
+	void *block;			/* heap copy of a table that came in the message */
+	struct worker_image *image;	/* or a sealed memfd */
+	uint64_t read_end; /* offset in the spool behind the last message that was sent whole */
+	size_t read_ahead; /* bytes to read at once while messages are fetched in their order */
 	uint32_t verified_message;		 /* the last one verified, UINT32_MAX: none */
 	struct spool_identity verified_identity; /* under which it was */
+};
+
+/*
+ * What of a spool is in worker->chunk: bytes that were read before identity was seen, so that they
+ * are those of the spool under this identity. The next messages may be sent from there.
+ */
+struct reader_window {
+	uint64_t session;
+	uint64_t offset; /* in the spool */
+	size_t size;	 /* 0: nothing of use is there */
+	struct spool_identity identity;
 };
 
 /* The message that is being verified or sent. */
@@ -230,6 +243,8 @@ struct worker {
 
 	char *chunk; /* WORKER_CHUNK_MAX bytes for reads that did not block */
 	struct worker_images *images;
+	struct reader_window window;
+	char *spare_output; /* WORKER_OUTPUT_MAX bytes for who sends next; NULL: lent */
 };
 
 /* ---- worker_loop.c ---- */
@@ -428,10 +443,29 @@ enum reader_result {
 
 /*
  * Read size bytes (at most WORKER_CHUNK_MAX) of a connection's spool without ever blocking the
- * loop; *got_out may be less, 0 at the end of the spool. A failure is logged.
+ * loop; *got_out may be less, 0 at the end of the spool. What is in memory is read up to ahead
+ * bytes (at least size, at most WORKER_CHUNK_MAX). A failure is logged.
  */
 enum reader_result reader_read(
-    struct connection *connection, uint64_t offset, size_t size, size_t *got_out);
+    struct connection *connection, uint64_t offset, size_t size, size_t ahead, size_t *got_out);
+
+/*
+ * How many bytes are worth reading at once for the message that is being sent: more and more while
+ * each message is fetched after the one before it in the spool and nobody else has used
+ * worker->chunk in between; 0: no more than the message.
+ */
+size_t reader_ahead(struct connection *connection, const struct mbox_message *message);
+
+/* The bytes that were read last are the spool's under this identity, seen after the read. */
+void reader_keep_window(struct connection *connection, uint64_t offset, size_t size,
+    const struct spool_identity *identity);
+
+/*
+ * The bytes at offset if they were read under this identity and nothing was read since: pointer
+ * into worker->chunk, *size_out how many. NULL: they must be read.
+ */
+const char *reader_find_window(const struct connection *connection, uint64_t offset,
+    const struct spool_identity *identity, size_t *size_out);
 
 /* The finished jobs, oldest first; the caller frees them. */
 struct reader_job *reader_finished(struct reader_pool *pool);

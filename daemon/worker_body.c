@@ -354,11 +354,17 @@ verify_chunk(struct connection *connection, const struct spool_identity *identit
 	connection->maildrop.verified_identity = transfer->verify_identity;
 }
 
+/* room of a chunk, behind what may wait and the line before a message */
+_Static_assert(
+    WORKER_OUTPUT_HIGH + WORKER_CHUNK_MAX + WORKER_CHUNK_MAX / 8 + 1024 <= WORKER_OUTPUT_MAX,
+    "a chunk always finds room in the output");
+
 /* What does not fit into the output is read again: rare, and simpler than keeping it. */
 static void
-send_chunk(struct connection *connection, const char *bytes, size_t size)
+send_chunk(struct connection *connection, const char *bytes, size_t available)
 {
 	struct transfer *transfer = &connection->transfer;
+	size_t size = available < transfer->left ? available : (size_t)transfer->left;
 	size_t room = size + size / 8 + 512;
 	size_t consumed;
 	char *to;
@@ -397,12 +403,15 @@ use_chunk(struct connection *connection, const char *bytes, size_t size)
 		return;
 	}
 	spool_identity_of(&status, &identity);
-	if (transfer->verifier != NULL)
+	if (transfer->verifier != NULL) {
 		verify_chunk(connection, &identity, bytes, size);
-	else if (!transfer->known || !spool_identity_equal(&identity, &transfer->identity))
+	} else if (!transfer->known || !spool_identity_equal(&identity, &transfer->identity)) {
 		verify_begin(connection, &identity);
-	else
+	} else {
+		if (bytes == connection->worker->chunk)
+			reader_keep_window(connection, transfer->position, size, &identity);
 		send_chunk(connection, bytes, size);
+	}
 }
 
 /* The dot line goes out only if the client got as many octets as it was told. */
@@ -423,6 +432,8 @@ finish(struct connection *connection)
 		fail(connection, "out of memory");
 		return false;
 	}
+	if (transfer->left == 0)
+		connection->maildrop.read_end = transfer->position;
 	body_drop(connection);
 	pop3_message_sent(&connection->engine, octets);
 	return true;
@@ -436,6 +447,7 @@ read_next(struct connection *connection, size_t *got_out)
 	uint64_t offset = transfer->position;
 	uint64_t size = transfer->left;
 	uint64_t most = top ? TOP_CHUNK : WORKER_CHUNK_MAX;
+	uint64_t ahead = 0;
 
 	if (transfer->verifier != NULL) {
 		offset = transfer->verify_position;
@@ -443,18 +455,54 @@ read_next(struct connection *connection, size_t *got_out)
 		most = WORKER_CHUNK_MAX;
 	} else if (!transfer->known) {
 		size = 0; /* only the identity is of interest */
+	} else if (!top) {
+		ahead = reader_ahead(connection, current_message(connection));
 	}
 	*got_out = 0;
 	if (size == 0)
 		return READER_DONE;
-	return reader_read(connection, offset, (size_t)(size < most ? size : most), got_out);
+	size = size < most ? size : most;
+	return reader_read(
+	    connection, offset, (size_t)size, (size_t)(ahead > size ? ahead : size), got_out);
+}
+
+/* Send or verify the next bytes. False: they come later. */
+static bool
+body_advance(struct connection *connection)
+{
+	const struct transfer *transfer = &connection->transfer;
+	const char *bytes = NULL;
+	size_t got;
+
+	if (transfer->known && transfer->left > 0)
+		bytes =
+		    reader_find_window(connection, transfer->position, &transfer->identity, &got);
+	if (bytes != NULL) {
+		/* before +OK a change is no harm yet: look whether the rest will be there */
+		if (connection->engine.want == POP3_WANT_MESSAGE && got < transfer->left)
+			use_chunk(connection, bytes, got);
+		else
+			send_chunk(connection, bytes, got);
+		return true;
+	}
+	switch (read_next(connection, &got)) {
+	case READER_DONE:
+		use_chunk(connection, connection->worker->chunk, got);
+		break;
+	case READER_LATER:
+		connection->wait = WAIT_READER;
+		return false;
+	case READER_FAILED:
+		fail(connection, "the spool cannot be read");
+		break;
+	}
+	return true;
 }
 
 bool
 body_step(struct connection *connection)
 {
 	struct transfer *transfer = &connection->transfer;
-	size_t got;
 
 	if (!transfer->active)
 		begin(connection);
@@ -464,17 +512,8 @@ body_step(struct connection *connection)
 			return false;
 		if (transfer->settled)
 			return finish(connection);
-		switch (read_next(connection, &got)) {
-		case READER_DONE:
-			use_chunk(connection, connection->worker->chunk, got);
-			break;
-		case READER_LATER:
-			connection->wait = WAIT_READER;
+		if (!body_advance(connection))
 			return false;
-		case READER_FAILED:
-			fail(connection, "the spool cannot be read");
-			break;
-		}
 		if (!transfer->active || connection->wait != WAIT_NOTHING)
 			return connection->phase == CONNECTION_SERVING &&
 			       connection->wait == WAIT_NOTHING;

@@ -17,6 +17,34 @@
 
 #define STEPS_IN_TURN 64 /* of pipelined commands; then other sessions have theirs */
 
+/* ---- memory ---- */
+
+/* Output has room at once, and memory that is not made and wiped again for each answer. */
+static void
+borrow_output(struct connection *connection)
+{
+	struct worker *worker = connection->worker;
+
+	if (worker->spare_output != NULL &&
+	    buffer_adopt(&connection->out, worker->spare_output, WORKER_OUTPUT_MAX))
+		worker->spare_output = NULL;
+}
+
+/*
+ * Give back what nothing waits in. It is not wiped for the next connection, as little as the chunk:
+ * what is in it is mail and answers; secrets go the other way.
+ */
+static void
+relax_buffers(struct connection *connection)
+{
+	struct worker *worker = connection->worker;
+
+	if (worker->spare_output == NULL)
+		worker->spare_output = buffer_take_back(&connection->out, WORKER_OUTPUT_MAX);
+	buffer_relax(&connection->out);
+	buffer_relax(&connection->in);
+}
+
 /* ---- the end ---- */
 
 void
@@ -31,8 +59,9 @@ connection_abort(struct connection *connection)
 	body_drop(connection);
 	maildrop_close(&connection->maildrop);
 	pop3_end(&connection->engine);
+	buffer_consume(&connection->out, buffer_size(&connection->out));
+	relax_buffers(connection);
 	buffer_reset(&connection->in);
-	buffer_reset(&connection->out);
 	tls_connection_free(connection->tls);
 	/* the master may still hold its copy of the socket: closing ours would not end the events
 	 */
@@ -63,6 +92,7 @@ linger(struct connection *connection)
 	struct worker *worker = connection->worker;
 	ssize_t got = recv(connection->fd, worker->chunk, WORKER_CHUNK_MAX, MSG_DONTWAIT);
 
+	worker->window.size = 0;
 	if (got > 0) /* it may be a password all the same */
 		explicit_bzero(worker->chunk, (size_t)got);
 	if (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR))
@@ -354,6 +384,7 @@ try_again(struct connection *connection)
 void
 connection_run(struct connection *connection)
 {
+	borrow_output(connection);
 	for (unsigned steps = 0; connection->phase == CONNECTION_SERVING; steps++) {
 		if (steps == STEPS_IN_TURN) {
 			worker_run_later(connection);
@@ -364,8 +395,7 @@ connection_run(struct connection *connection)
 	}
 	if (connection->phase == CONNECTION_DEAD)
 		return;
-	buffer_relax(&connection->in);
-	buffer_relax(&connection->out);
+	relax_buffers(connection);
 	arm(connection);
 }
 

@@ -1,8 +1,8 @@
 /*
- * Reading spools in a worker: at once where the bytes are in memory, else by threads. They make the
- * reads of spools that may block, so that a slow disk holds up one session and not all. A thread
- * knows a descriptor, an offset and a length, nothing else; jobs and results pass through two lists
- * under one lock, and an eventfd tells the loop.
+ * Reading spools in a worker: at once where the bytes are in memory (several messages together
+ * where they are fetched in their order), else by threads, so that a slow disk holds up one session
+ * and not all. A thread knows a descriptor, an offset and a length, nothing else; jobs and results
+ * pass through two lists under one lock, and an eventfd tells the loop.
  *
  * The threads are started after the sandbox and before the system-call filter (sandbox.h). They
  * never end by themselves: one may hang for hours in a read of a dead file server, and the exit of
@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #define READER_STACK (256u << 10)
+#define AHEAD_FIRST  (32u << 10) /* bytes read at once when one message follows on another */
 
 struct reader_list {
 	struct reader_job *first;
@@ -164,12 +165,14 @@ forgo_nowait(struct maildrop *maildrop)
 }
 
 enum reader_result
-reader_read(struct connection *connection, uint64_t offset, size_t size, size_t *got_out)
+reader_read(
+    struct connection *connection, uint64_t offset, size_t size, size_t ahead, size_t *got_out)
 {
 	struct maildrop *maildrop = &connection->maildrop;
-	struct iovec room = { .iov_base = connection->worker->chunk, .iov_len = size };
+	struct iovec room = { .iov_base = connection->worker->chunk, .iov_len = ahead };
 	ssize_t got = -1;
 
+	connection->worker->window.size = 0;
 	while (got < 0 && !maildrop->threaded_reads) {
 		got = preadv2(maildrop->spool_fd, &room, 1, (off_t)offset,
 		    maildrop->plain_reads ? 0 : RWF_NOWAIT);
@@ -187,6 +190,49 @@ reader_read(struct connection *connection, uint64_t offset, size_t size, size_t 
 		return read_by_thread(connection, offset, size);
 	*got_out = (size_t)got;
 	return READER_DONE;
+}
+
+size_t
+reader_ahead(struct connection *connection, const struct mbox_message *message)
+{
+	struct maildrop *maildrop = &connection->maildrop;
+	bool ours = connection->worker->window.session == connection->session;
+	bool follows = message->offset >= maildrop->read_end &&
+		       message->offset - maildrop->read_end <= UINT16_MAX;
+
+	if (connection->transfer.position != message->offset + message->prefix_length)
+		return maildrop->read_ahead; /* in the middle of it */
+	if (!follows || !ours)
+		maildrop->read_ahead = 0;
+	else if (maildrop->read_ahead == 0)
+		maildrop->read_ahead = AHEAD_FIRST;
+	else if (maildrop->read_ahead < WORKER_CHUNK_MAX)
+		maildrop->read_ahead *= 2;
+	return maildrop->read_ahead;
+}
+
+void
+reader_keep_window(struct connection *connection, uint64_t offset, size_t size,
+    const struct spool_identity *identity)
+{
+	connection->worker->window = (struct reader_window){ .session = connection->session,
+		.offset = offset,
+		.size = size,
+		.identity = *identity };
+}
+
+const char *
+reader_find_window(const struct connection *connection, uint64_t offset,
+    const struct spool_identity *identity, size_t *size_out)
+{
+	const struct reader_window *window = &connection->worker->window;
+
+	if (window->size == 0 || window->session != connection->session ||
+	    offset < window->offset || offset - window->offset >= window->size ||
+	    !spool_identity_equal(&window->identity, identity))
+		return NULL;
+	*size_out = window->size - (size_t)(offset - window->offset);
+	return connection->worker->chunk + (offset - window->offset);
 }
 
 struct reader_job *

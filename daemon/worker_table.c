@@ -152,8 +152,9 @@ worker_make_tables(struct worker *worker, struct error *error)
 	worker->timers = calloc(TIMERS_FIRST, sizeof(struct connection *));
 	worker->chunk = malloc(WORKER_CHUNK_MAX);
 	worker->images = worker_images_new();
+	worker->spare_output = malloc(WORKER_OUTPUT_MAX);
 	if (worker->buckets == NULL || worker->timers == NULL || worker->chunk == NULL ||
-	    worker->images == NULL)
+	    worker->images == NULL || worker->spare_output == NULL)
 		return error_set_errno(error, ENOMEM, "cannot make the tables of a worker");
 	return 0;
 }
@@ -165,4 +166,5 @@ worker_free_tables(struct worker *worker)
 	free(worker->timers);
 	free(worker->chunk);
 	worker_images_free(worker->images);
+	free(worker->spare_output);
 }

@@ -37,14 +37,41 @@ buffer_reset(struct buffer *buffer)
 	buffer_start(buffer, buffer->maximum);
 }
 
+static void
+forget(struct buffer *buffer)
+{
+	buffer->bytes = NULL;
+	buffer->start = buffer->end = buffer->capacity = 0;
+}
+
 void
 buffer_relax(struct buffer *buffer)
 {
 	if (buffer_size(buffer) != 0)
 		return;
 	give_back(buffer);
-	buffer->bytes = NULL;
-	buffer->start = buffer->end = buffer->capacity = 0;
+	forget(buffer);
+}
+
+bool
+buffer_adopt(struct buffer *buffer, char *bytes, size_t capacity)
+{
+	if (buffer->bytes != NULL || capacity > buffer->maximum)
+		return false;
+	buffer->bytes = bytes;
+	buffer->capacity = capacity;
+	return true;
+}
+
+char *
+buffer_take_back(struct buffer *buffer, size_t capacity)
+{
+	char *bytes = buffer->bytes;
+
+	if (buffer_size(buffer) != 0 || buffer->capacity != capacity)
+		return NULL;
+	forget(buffer);
+	return bytes;
 }
 
 const char *

@@ -25,6 +25,18 @@ void buffer_reset(struct buffer *buffer);
 /* Free the memory if there is nothing in the buffer: what an idle session keeps is nothing. */
 void buffer_relax(struct buffer *buffer);
 
+/*
+ * Lend memory (heap, capacity bytes) to a buffer that owns none, so that it need not grow. False:
+ * it owns some, and the memory stays the caller's.
+ */
+bool buffer_adopt(struct buffer *buffer, char *bytes, size_t capacity);
+
+/*
+ * Take the memory of an empty buffer whose capacity is this: pointer, now the caller's and not
+ * wiped. NULL: something waits in it, or it owns less.
+ */
+char *buffer_take_back(struct buffer *buffer, size_t capacity);
+
 /* The bytes that wait: pointer and size. The pointer is valid until the next change. */
 const char *buffer_bytes(const struct buffer *buffer);
 size_t buffer_size(const struct buffer *buffer);

@@ -15,7 +15,15 @@
 #define MBOX_ENCODE_EXPANSION 3		 /* output needs at most this many octets per input byte, */
 #define MBOX_ENCODE_SLACK     8		 /* plus these */
 
+/* How whole messages are encoded; the octets are the same. */
+enum mbox_encode_variant {
+	MBOX_ENCODE_PORTABLE, /* memchr and memcpy */
+	MBOX_ENCODE_SSE2,     /* every x86-64 has it */
+	MBOX_ENCODE_AVX2,
+};
+
 struct mbox_encoder {
+	enum mbox_encode_variant variant;
 	uint64_t body_lines_left; /* MBOX_ENCODE_ALL for no limit */
 	uint64_t octets; /* octets put out so far, without stuffing and the final dot line */
 	bool line_start; /* the next byte begins a line */
@@ -24,6 +32,9 @@ struct mbox_encoder {
 	bool in_header;
 	bool complete; /* TOP has all its lines: further input is ignored */
 };
+
+/* The fastest variant that this processor has. */
+enum mbox_encode_variant mbox_encode_best(void);
 
 /* Start a response of body_lines lines of body, or MBOX_ENCODE_ALL. */
 void mbox_encoder_start(struct mbox_encoder *encoder, uint64_t body_lines);

@@ -25,15 +25,18 @@ encode_digest(const uint8_t digest[MBOX_DIGEST_SIZE], char out[ENCODED_DIGEST])
 {
 	static const char alphabet[] =
 	    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-	unsigned bits = 0, count = 0;
-	size_t at = 0;
+	const uint8_t *last = digest + MBOX_DIGEST_SIZE - 1;
 
-	for (size_t i = 0; i < MBOX_DIGEST_SIZE; i++) {
-		bits = (bits << 8 | digest[i]) & 0xffff;
-		for (count += 8; count >= 6; count -= 6)
-			out[at++] = alphabet[bits >> (count - 6) & 63];
+	_Static_assert(MBOX_DIGEST_SIZE % 3 == 1, "one byte is left behind groups of three");
+	for (; digest < last; digest += 3) {
+		uint32_t group = (uint32_t)digest[0] << 16 | (uint32_t)digest[1] << 8 | digest[2];
+		*out++ = alphabet[group >> 18];
+		*out++ = alphabet[group >> 12 & 63];
+		*out++ = alphabet[group >> 6 & 63];
+		*out++ = alphabet[group & 63];
 	}
-	out[at] = alphabet[bits << (6 - count) & 63];
+	*out++ = alphabet[*last >> 2];
+	*out = alphabet[*last << 4 & 63];
 }
 
 /* The unique-id of an ordinal; out as for uidl_format. Returns its length. */

@@ -169,6 +169,29 @@ START_TEST(relax_does_not_forget_an_overflow)
 }
 END_TEST
 
+START_TEST(lent_memory_comes_back_from_an_empty_buffer)
+{
+	struct buffer buffer;
+	char *memory = malloc(100);
+
+	buffer_start(&buffer, 100);
+	ck_assert(!buffer_adopt(&buffer, memory, 101));
+	ck_assert(buffer_adopt(&buffer, memory, 100));
+	ck_assert(!buffer_adopt(&buffer, memory, 100));
+	ck_assert(buffer_append(&buffer, "abc", 3));
+	ck_assert_ptr_eq(buffer_bytes(&buffer), memory);
+	ck_assert_ptr_null(buffer_take_back(&buffer, 100));
+	buffer_consume(&buffer, 3);
+	ck_assert_ptr_null(buffer_take_back(&buffer, 99));
+	ck_assert_ptr_eq(buffer_take_back(&buffer, 100), memory);
+	ck_assert_ptr_null(buffer_take_back(&buffer, 100));
+	ck_assert(buffer_append(&buffer, "def", 3));
+	ck_assert_ptr_ne(buffer_bytes(&buffer), memory);
+	buffer_reset(&buffer);
+	free(memory);
+}
+END_TEST
+
 START_TEST(format_short_long_and_exact)
 {
 	struct buffer buffer;
@@ -249,6 +272,7 @@ main(void)
 	tcase_add_test(tests, consumed_room_is_used_again_without_growing);
 	tcase_add_test(tests, relax_frees_only_an_empty_buffer);
 	tcase_add_test(tests, relax_does_not_forget_an_overflow);
+	tcase_add_test(tests, lent_memory_comes_back_from_an_empty_buffer);
 	tcase_add_test(tests, format_short_long_and_exact);
 	tcase_add_test(tests, nothing_fits_into_a_maximum_of_zero);
 	tcase_add_test(tests, random_operations_match_a_model);

@@ -229,10 +229,11 @@ START_TEST(test_pipelined_commands_that_fill_out_are_all_answered)
 
 	harness_say(&harness, HARNESS_LOGIN);
 	harness_output(&harness);
-	harness_say(&harness, NOOP_512 NOOP_512 NOOP_512 NOOP_512);
+	harness_say(
+	    &harness, NOOP_512 NOOP_512 NOOP_512 NOOP_512 NOOP_512 NOOP_512 NOOP_512 NOOP_512);
 	answer = harness_output(&harness);
-	ck_assert_uint_eq(strlen(answer), 2048 * strlen("+OK nothing done.\r\n"));
-	for (i = 0; i < 2048; i++, answer += strlen("+OK nothing done.\r\n"))
+	ck_assert_uint_eq(strlen(answer), 4096 * strlen("+OK nothing done.\r\n"));
+	for (i = 0; i < 4096; i++, answer += strlen("+OK nothing done.\r\n"))
 		ck_assert_int_eq(strncmp(answer, "+OK nothing done.\r\n", 19), 0);
 	ck_assert_uint_gt(harness.flushes, 0);
 	ck_assert_uint_le(harness.out_peak, POP3_OUTPUT_HIGH + POP3_REPLY_MAX);

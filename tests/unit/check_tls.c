@@ -233,37 +233,119 @@ END_TEST
 
 /* ---- connections ---- */
 
+enum {
+	LARGE = 1 << 20
+};
+
+/* Octets of which no two records have the same, sent by a server and read by its client. */
+struct large_write {
+	struct meeting meeting;
+	char sent[LARGE], received[LARGE];
+	size_t out, in;
+	unsigned parts; /* writes that could not send everything they had encrypted */
+};
+
+static struct large_write *
+start_large_write(const struct service *service, SSL_CTX *client)
+{
+	struct large_write *large = calloc(1, sizeof *large);
+
+	ck_assert_ptr_nonnull(large);
+	for (size_t i = 0; i < LARGE; i++)
+		large->sent[i] = (char)(i * 7 + i / 4096);
+	meet(&large->meeting, service->context, client, NULL);
+	ck_assert_int_eq(large->meeting.result, TLS_DONE);
+	return large;
+}
+
+/* The server writes until its socket is full, or everything is written. */
+static void
+write_until_full(struct large_write *large)
+{
+	enum tls_result result = TLS_DONE;
+	struct error error = { 0 };
+	size_t count;
+
+	while (result == TLS_DONE && large->out < LARGE) {
+		/* from other memory each time */
+		char *moved = malloc(LARGE - large->out);
+		ck_assert_ptr_nonnull(moved);
+		memcpy(moved, large->sent + large->out, LARGE - large->out);
+		result =
+		    tls_write(large->meeting.server, moved, LARGE - large->out, &count, &error);
+		free(moved);
+		ck_assert(result == TLS_DONE || result == TLS_WANT_WRITE);
+		ck_assert(result == TLS_DONE ? count > 0 : count == 0);
+		large->out += count;
+	}
+	large->parts += result == TLS_WANT_WRITE;
+}
+
+static void
+read_all(struct large_write *large, size_t most)
+{
+	size_t count;
+
+	while (large->in < most && SSL_read_ex(large->meeting.client, large->received + large->in,
+				       most - large->in, &count) == 1)
+		large->in += count;
+}
+
+static void
+end_large_write(struct large_write *large)
+{
+	ck_assert_uint_gt(large->parts, 1);
+	ck_assert_uint_eq(large->out, LARGE);
+	ck_assert_mem_eq(large->sent, large->received, LARGE);
+	part(&large->meeting);
+	free(large);
+}
+
 START_TEST(a_large_write_goes_out_in_parts)
 {
-	enum {
-		SIZE = 1 << 20
-	};
-	static char sent[SIZE], received[SIZE];
-	size_t out = 0, in = 0, count;
 	struct service service;
-	struct meeting meeting;
-	struct error error = { 0 };
-	bool waited = false;
+	struct large_write *large;
 
-	for (size_t i = 0; i < SIZE; i++)
-		sent[i] = (char)(i * 7);
 	start_service(&service, P_256);
-	meet(&meeting, service.context, make_client(0), NULL);
-	while (in < SIZE) {
-		enum tls_result result =
-		    tls_write(meeting.server, sent + out, SIZE - out, &count, &error);
-
-		ck_assert(result == TLS_DONE || result == TLS_WANT_WRITE);
-		out += count;
-		if (result == TLS_DONE && out < SIZE)
-			continue;
-		waited |= result == TLS_WANT_WRITE;
-		while (SSL_read_ex(meeting.client, received + in, SIZE - in, &count) == 1)
-			in += count;
+	large = start_large_write(&service, make_client(_i == 0 ? 0 : TLS1_2_VERSION));
+	while (large->in < LARGE) {
+		write_until_full(large);
+		read_all(large, LARGE);
 	}
-	ck_assert(waited);
-	ck_assert_mem_eq(sent, received, SIZE);
-	part(&meeting);
+	end_large_write(large);
+	stop_service(&service);
+}
+END_TEST
+
+/* What a read has to send goes behind the records that wait, and what was written counts once. */
+START_TEST(new_keys_in_the_middle_of_a_write_do_no_harm)
+{
+	struct service service;
+	struct large_write *large;
+	struct error error = { 0 };
+	char buffer[16];
+	size_t count;
+
+	start_service(&service, P_256);
+	large = start_large_write(&service, make_client(0));
+	while (large->in < LARGE) {
+		SSL *client = large->meeting.client;
+
+		write_until_full(large);
+		/* now and then make room before the server reads */
+		read_all(large, large->in + large->parts % 3 * 100000 < LARGE
+				    ? large->in + large->parts % 3 * 100000
+				    : LARGE);
+		ck_assert_int_eq(SSL_key_update(client, SSL_KEY_UPDATE_REQUESTED), 1);
+		ck_assert_int_eq(SSL_write_ex(client, "NOOP\r\n", 6, &count), 1);
+		ck_assert_int_eq(
+		    tls_read(large->meeting.server, buffer, sizeof buffer, &count, &error),
+		    TLS_DONE);
+		ck_assert_uint_eq(count, 6);
+		write_until_full(large);
+		read_all(large, LARGE);
+	}
+	end_large_write(large);
 	stop_service(&service);
 }
 END_TEST
@@ -340,7 +422,8 @@ handshake_case(void)
 	tcase_add_test(tests, no_forward_secrecy_no_service);
 	tcase_add_test(tests, renegotiation_is_refused);
 	tcase_add_loop_test(tests, tickets_resume_without_the_signer, 0, 2);
-	tcase_add_test(tests, a_large_write_goes_out_in_parts);
+	tcase_add_loop_test(tests, a_large_write_goes_out_in_parts, 0, 2);
+	tcase_add_test(tests, new_keys_in_the_middle_of_a_write_do_no_harm);
 	tcase_add_test(tests, an_end_without_notice_is_a_close);
 	tcase_add_test(tests, an_idle_connection_is_small);
 	return tests;

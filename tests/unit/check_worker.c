@@ -40,6 +40,41 @@ START_TEST(messages_are_sent_octet_for_octet)
 }
 END_TEST
 
+/* Many are read at once; what one client has read must not reach another, nor the wrong message. */
+START_TEST(two_clients_fetch_in_and_out_of_order)
+{
+	enum {
+		MESSAGES = 60,
+		TOGETHER = 4
+	};
+	struct client orderly, jumpy;
+	char text[16 * TOGETHER];
+
+	make_spool(service.directory, MESSAGES, 300);
+	ck_assert_uint_gt(buffer_size(&spool.bytes), 2 * CHUNK);
+	log_in(&orderly);
+	log_in(&jumpy);
+	srandom(3);
+	for (unsigned first = 0; first < MESSAGES; first += TOGETHER) {
+		size_t size = 0;
+		for (unsigned i = 0; i < TOGETHER; i++)
+			size += (size_t)snprintf(
+			    text + size, sizeof text - size, "RETR %u\r\n", first + i + 1);
+		say(&orderly, text);
+		for (unsigned i = 0; i < TOGETHER; i++)
+			expect_body(&orderly, first + i);
+		for (unsigned i = first % 3; i < TOGETHER; i++) {
+			unsigned message = (unsigned)random() % MESSAGES;
+			snprintf(text, sizeof text, "RETR %u\r\n", message + 1);
+			say(&jumpy, text);
+			expect_body(&jumpy, message);
+		}
+	}
+	quit(&orderly);
+	quit(&jumpy);
+}
+END_TEST
+
 /* All commands of a session, sent whole or octet by octet; returns all answers. */
 static size_t
 run_script(bool whole, char *answers)
@@ -337,6 +372,7 @@ main(void)
 	int failed;
 
 	add_case(suite, "octets", set_up, messages_are_sent_octet_for_octet, 1);
+	add_case(suite, "ahead", set_up, two_clients_fetch_in_and_out_of_order, 1);
 	add_case(suite, "pipelining", set_up, commands_may_come_in_one_piece_or_octet_by_octet, 1);
 	add_case(suite, "failures", set_up, failed_logins_are_answered_by_their_kind, 1);
 	add_case(suite, "delay", delay_failures, refusals_come_at_whole_multiples_of_the_delay, 1);

@@ -187,6 +187,63 @@ START_TEST(a_rewrite_during_a_transfer_never_sends_wrong_octets)
 }
 END_TEST
 
+/* The answer to RETR of message i: true if it was sent, octet for octet, false if refused. */
+static bool
+sent_or_refused(const struct client *client, unsigned i)
+{
+	char *expected = malloc(ANSWER_MAX), *got = malloc(ANSWER_MAX);
+	size_t size = expected_body(i, expected);
+	bool sent;
+
+	ck_assert_uint_eq(hear(client, got, 4), 4);
+	sent = memcmp(got, "+OK ", 4) == 0;
+	if (sent) {
+		ck_assert_uint_eq(hear(client, got + 4, size - 4), size - 4);
+		ck_assert_mem_eq(got, expected, size);
+	} else {
+		ck_assert_mem_eq(got, "-ERR", 4);
+		expect_line(client, " [SYS/TEMP]");
+	}
+	free(expected);
+	free(got);
+	return sent;
+}
+
+START_TEST(what_was_read_ahead_is_right_or_not_sent)
+{
+	enum {
+		MESSAGES = 60,
+		BEFORE = 6
+	};
+	struct client client;
+	char text[32];
+	unsigned sent = 0;
+
+	make_spool(service.directory, MESSAGES, 200);
+	log_in(&client);
+	for (unsigned i = 0; i < MESSAGES; i++) {
+		if (i == BEFORE) { /* all that follows is overwritten */
+			off_t from = (off_t)spool.table.messages[i].offset;
+			size_t size = buffer_size(&spool.bytes) - (size_t)from;
+			char *other = malloc(size);
+			int fd = open(spool.path, O_WRONLY);
+			memset(other, '#', size);
+			ck_assert_int_eq(pwrite(fd, other, size, from), (ssize_t)size);
+			close(fd);
+			free(other);
+		}
+		snprintf(text, sizeof text, "RETR %u\r\n", i + 1);
+		say(&client, text);
+		sent += sent_or_refused(&client, i);
+	}
+	ck_assert_uint_gt(sent, BEFORE); /* from memory */
+	ck_assert_uint_lt(sent, MESSAGES);
+	say(&client, "RETR 1\r\n");
+	expect_body(&client, 0);
+	quit(&client);
+}
+END_TEST
+
 START_TEST(a_changed_message_is_refused_before_it_begins)
 {
 	struct client client;
@@ -398,6 +455,7 @@ main(void)
 	    sizeof hostile / sizeof hostile[0]);
 	add_case(suite, "delivery", set_up, a_delivery_during_a_transfer_does_no_harm, 1);
 	add_case(suite, "rewrite", set_up, a_rewrite_during_a_transfer_never_sends_wrong_octets, 2);
+	add_case(suite, "ahead", set_up, what_was_read_ahead_is_right_or_not_sent, 1);
 	add_case(suite, "changed", set_up, a_changed_message_is_refused_before_it_begins, 1);
 	add_case(suite, "racy", set_up, a_racy_index_is_verified_before_use, 1);
 	add_case(suite, "memory", set_up, a_spool_in_memory_is_served_too, 1);
