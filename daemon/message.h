@@ -210,6 +210,8 @@ enum login_status {
 	LOGIN_IN_USE,	 /* another session, or the lock stayed busy */
 	LOGIN_TEMPORARY, /* [SYS/TEMP] */
 	LOGIN_PERMANENT, /* [SYS/PERM]: the spool needs the administrator */
+	LOGIN_LEFT_OVER, /* AGENT_OPENED: the session file holds mail, and this is no temp drop yet
+			  */
 	LOGIN_STATUS_COUNT
 };
 

@@ -254,7 +254,8 @@ check_login_result(const struct message *message, const struct parties *parties)
 
 	if (result->session == 0)
 		return "session is 0";
-	if (result->status >= LOGIN_STATUS_COUNT)
+	if (result->status >= LOGIN_STATUS_COUNT ||
+	    (result->status == LOGIN_LEFT_OVER && parties->sender != ROLE_AGENT))
 		return "status out of range";
 	if (result->filesystem >= SPOOL_FILESYSTEM_COUNT)
 		return "filesystem out of range";

@@ -6,7 +6,7 @@
  */
 #include "config.h"
 
-#include "daemon/monitor.h"
+#include "daemon/monitor_jobs.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -117,6 +117,7 @@ find_worker(struct monitor *monitor, uint32_t worker)
 static void
 worker_lost(struct monitor *monitor, struct monitor_channel *channel)
 {
+	monitor_temp_drop_worker_gone(monitor, channel->worker);
 	monitor_sessions_remove_worker(monitor->sessions, channel->worker);
 	monitor_channel_close(monitor, channel);
 }

@@ -56,6 +56,8 @@ struct monitor_session {
 	uint32_t state; /* enum monitor_session_state */
 	bool virtual_user;
 	bool server_mode; /* the mail stays in the spool (spool_server_mode) */
+	bool temp_drop;	  /* the session works in the session file: so, or because it held mail */
+	bool old_session; /* the session file is where it was before hash-spool */
 	char *home;	  /* home directory, owned; NULL where no file of the session is there */
 	char user[MESSAGE_NAME_MAX + 1];
 };
@@ -75,6 +77,9 @@ struct monitor_session *monitor_sessions_add(
 void monitor_sessions_remove(struct monitor_sessions *sessions, uint64_t session);
 /* Forget every session of a worker that is gone, but those in SESSION_UPDATING. */
 void monitor_sessions_remove_worker(struct monitor_sessions *sessions, uint32_t worker);
+/* Call visit for every session of that worker; it must not add or remove any. */
+void monitor_sessions_each(struct monitor_sessions *sessions, uint32_t worker,
+    void (*visit)(void *context, struct monitor_session *entry), void *context);
 uint32_t monitor_sessions_count(const struct monitor_sessions *sessions);
 
 /* ---- journals ---- */
@@ -86,6 +91,7 @@ struct journal_owner {
 	uint32_t gid;
 	bool private_directory;
 	bool private_session;
+	bool temp_drop;
 	struct dot_lock dot_lock;
 	char user[MESSAGE_NAME_MAX + 1];
 	struct spool_names names;
@@ -168,6 +174,7 @@ struct job {
 	char user[MESSAGE_NAME_MAX + 1];
 	bool private_directory; /* not a shared one: the agent takes the dot-lock */
 	bool private_session;	/* the session file is in such a one: the agent takes its lock */
+	bool temp_drop;		/* mail is moved into the session file, or back out of it */
 	struct spool_names names;
 	int directory_fd;      /* of the spool; -1: private, or not opened yet */
 	int temp_directory_fd; /* of the session file, likewise */

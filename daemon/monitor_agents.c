@@ -38,6 +38,7 @@ agent_of_job(const struct monitor *monitor, const struct job *job, int channel)
 		.directory_fd = job->directory_fd,
 		.temp_directory_fd = job->private_session ? -1 : job->temp_directory_fd,
 		.session_lock_fd = job->session_lock_fd,
+		.temp_drop = job->temp_drop,
 		.spool_fd = job->spool_fd,
 		.replacement_fd = job->replacement_fd,
 		.journal_fd = job->slot != NULL ? job->slot->journal_fd : -1,

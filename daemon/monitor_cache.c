@@ -161,7 +161,7 @@ monitor_cache_store(struct monitor *monitor, const struct job *job,
 	struct monitor_cache *cache = monitor->cache;
 	struct cached_table *slot = slot_of(cache, job->user);
 
-	if (job->private_directory || (result->flags & LOGIN_HAS_SPOOL) == 0 ||
+	if (job->private_directory || job->temp_drop || (result->flags & LOGIN_HAS_SPOOL) == 0 ||
 	    (result->flags & LOGIN_RACY) != 0 ||
 	    (result->filesystem != SPOOL_LOCAL && result->filesystem != SPOOL_MEMORY) ||
 	    tail_size > sizeof slot->tail)

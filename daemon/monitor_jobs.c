@@ -185,7 +185,7 @@ try_dot_lock(struct monitor *monitor, struct job *job, int64_t now)
 
 	if (job->recover && !job->private_directory && !job->dot_locked)
 		monitor_adopt_dot_lock(job);
-	if (job->kind == JOB_OPEN || job->private_directory || job->dot_locked)
+	if ((job->kind == JOB_OPEN && !job->temp_drop) || job->private_directory || job->dot_locked)
 		return true;
 	monitor_note_lock(monitor, job);
 	if (dot_lock_try(job->directory_fd, job->names.dot_lock, monitor->settings->no_atomic_open,
@@ -261,7 +261,7 @@ try_session_lock(struct monitor *monitor, struct job *job, int64_t now)
 static bool
 open_at_once(struct monitor *monitor, struct job *job)
 {
-	if (job->kind != JOB_OPEN || job->private_session)
+	if (job->kind != JOB_OPEN || job->private_session || job->temp_drop)
 		return false;
 	if (!spool_is_missing(job))
 		return monitor_open_cached(monitor, job);
@@ -284,12 +284,13 @@ job_lock(struct monitor *monitor, struct job *job, int64_t now)
 		monitor_job_failed(monitor, job, &error);
 		return;
 	}
-	if (!try_session_lock(monitor, job, now))
-		return;
-	if (monitor_check_old_session(monitor, job, &error) == -1) {
+	if (job->session_lock_fd == -1 && monitor_check_old_session(monitor, job, &error) == -1) {
 		monitor_job_failed(monitor, job, &error);
 		return;
 	}
+	if (!try_session_lock(monitor, job, now))
+		return;
+	monitor_temp_drop_decide(monitor, job);
 	if (open_at_once(monitor, job) || !try_dot_lock(monitor, job, now))
 		return;
 	job->phase = JOB_QUEUED;
@@ -307,7 +308,8 @@ job_start_agent(struct monitor *monitor, struct job *job)
 	if (job->kind == JOB_INDEX && !monitor_index_begin(monitor, job))
 		return;
 	monitor_replacement_make(monitor, job);
-	if (monitor_assign_journal(monitor, job, &error) == -1 ||
+	if (monitor_temp_drop_make_spool(monitor, job, &error) == -1 ||
+	    monitor_assign_journal(monitor, job, &error) == -1 ||
 	    monitor_agent_start(monitor, job, &error) == -1) {
 		monitor_job_failed(monitor, job, &error);
 	}
@@ -347,6 +349,16 @@ note_private_lock(
 		log_write(monitor->log, LOG_LEVEL_WARNING, "%s", error.text);
 }
 
+static void
+opening_failed(struct monitor *monitor, struct job *job, const struct message_login_result *result)
+{
+	if (!monitor_temp_drop_again(monitor, job, result->status) &&
+	    !monitor_temp_drop_pending(monitor, job, result->reason))
+		monitor_login_failed(monitor, job,
+		    result->status == LOGIN_LEFT_OVER ? LOGIN_TEMPORARY : result->status,
+		    result->reason);
+}
+
 void
 monitor_agent_message(struct monitor *monitor, struct job *job, struct message *message)
 {
@@ -355,14 +367,14 @@ monitor_agent_message(struct monitor *monitor, struct job *job, struct message *
 		if (job->kind != JOB_OPEN ||
 		    !lock_is_where_agreed(job, &message->payload.login_result))
 			break;
-		if (message->payload.login_result.status != LOGIN_OK)
-			monitor_login_failed(monitor, job, message->payload.login_result.status,
-			    message->payload.login_result.reason);
-		else
+		if (message->payload.login_result.status == LOGIN_OK)
 			monitor_opened(monitor, job, message);
+		else
+			opening_failed(monitor, job, &message->payload.login_result);
 		return;
 	case MESSAGE_AGENT_LOCKED:
-		if (job->kind == JOB_OPEN || job->kind == JOB_INDEX || job->spool_fd != -1)
+		if ((job->kind == JOB_OPEN && !job->temp_drop) || job->kind == JOB_INDEX ||
+		    job->spool_fd != -1)
 			break;
 		job->spool_fd = message_take_fd(message, 0);
 		job->agent_locked = true;
@@ -400,7 +412,9 @@ monitor_agent_gone(struct monitor *monitor, struct job *job)
 	monitor_channel_close(monitor, job->channel);
 	job->channel = NULL;
 	monitor->agents--;
-	if (job->kind == JOB_OPEN || job->kind == JOB_INDEX) {
+	if (monitor_temp_drop_pending(monitor, job, "the user agent ended without a result")) {
+		monitor_begin_recovery(monitor, job);
+	} else if (job->kind == JOB_OPEN || job->kind == JOB_INDEX) {
 		error_set(&error, ERROR_SYSTEM, "the user agent ended without a result");
 		monitor_job_failed(monitor, job, &error);
 	} else if (job->recover || job->agent_locked || job->kind == JOB_RECOVER) {

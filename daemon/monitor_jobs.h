@@ -43,8 +43,11 @@ int monitor_open_noted_directory(struct monitor *monitor, const char *directory,
     int *fd_out, struct error *error);
 /* Remove the session file of a session that is over; lock_fd (-1: nothing to do) stays open. */
 void monitor_remove_session_file(struct monitor *monitor, const struct job *job, int lock_fd);
-/* check-old-spool-loc: ERROR_DENIED when the plain spool-dir holds a session file with mail. */
-int monitor_check_old_session(struct monitor *monitor, const struct job *job, struct error *error);
+/*
+ * check-old-spool-loc: where the plain spool-dir holds a session file with mail, the session of
+ * this login works there.
+ */
+int monitor_check_old_session(struct monitor *monitor, struct job *job, struct error *error);
 
 /* ---- monitor_login.c ---- */
 
@@ -92,6 +95,33 @@ bool monitor_index_begin(struct monitor *monitor, struct job *job);
 /* JOB_INDEX has ended: the new file takes the place of the old one, or goes. */
 void monitor_index_end(struct monitor *monitor, struct job *job, bool complete);
 
+/* Answer the worker that waits for this login. */
+void monitor_login_answer(
+    struct monitor *monitor, const struct job *job, enum login_status status, const char *reason);
+
+/* ---- monitor_temp_drop.c: sessions with server-mode off ---- */
+
+/* Whether the session works in a temp drop: once the session lock is ours. */
+void monitor_temp_drop_decide(struct monitor *monitor, struct job *job);
+/*
+ * An opening that failed may be tried again: as one into a temp drop, where the agent has found
+ * left-over mail, or because the kernel locks were busy. False if not.
+ */
+bool monitor_temp_drop_again(struct monitor *monitor, struct job *job, enum login_status status);
+/*
+ * An opening failed, or its agent died: where its journal is in force, the worker is answered, and
+ * the job becomes a recovery, which begins when the agent is gone. False if the journal is void.
+ */
+bool monitor_temp_drop_pending(struct monitor *monitor, struct job *job, const char *reason);
+/* The session ends without an update: its mail is put back. False where there is no temp drop. */
+bool monitor_temp_drop_end(
+    struct monitor *monitor, struct monitor_session *entry, int *session_lock_fd);
+/* The same for all sessions of a worker that is gone. */
+void monitor_temp_drop_worker_gone(struct monitor *monitor, uint32_t worker);
+/* Before mail is put back: a spool must be there, and users may not make one everywhere. */
+int monitor_temp_drop_make_spool(
+    struct monitor *monitor, const struct job *job, struct error *error);
+
 /* ---- monitor_replace.c: fast-update ---- */
 
 /*
@@ -106,6 +136,13 @@ void monitor_replacement_drop(struct monitor *monitor, struct job *job);
 
 /* ---- monitor_update.c ---- */
 
+/* A job to update the maildrop of a session; takes the lock over (-1: it takes it). NULL: no
+ * memory.
+ */
+struct job *monitor_update_job(
+    struct monitor *monitor, struct monitor_session *entry, int session_lock_fd);
+/* The descriptor that a worker handed back must be the session lock of its own user. */
+int monitor_check_session_lock(const struct job *job, struct error *error);
 /* Tell the worker once that its update did not happen. */
 void monitor_update_failed(
     struct monitor *monitor, struct job *job, enum update_status status, const char *reason);

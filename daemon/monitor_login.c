@@ -30,15 +30,22 @@ answer_login(struct monitor *monitor, uint64_t session, uint32_t worker, const c
 }
 
 void
+monitor_login_answer(
+    struct monitor *monitor, const struct job *job, enum login_status status, const char *reason)
+{
+	answer_login(monitor, job->session, job->worker, job->user, status, reason);
+	if (status == LOGIN_PERMANENT || status == LOGIN_TEMPORARY)
+		log_write(monitor->log, LOG_LEVEL_ERROR, "maildrop of %s (%s/%s): %s", job->user,
+		    job->names.directory, job->names.spool, reason);
+}
+
+void
 monitor_login_failed(
     struct monitor *monitor, struct job *job, enum login_status status, const char *reason)
 {
 	monitor_remove_session_file(monitor, job, job->session_lock_fd);
 	monitor_sessions_remove(monitor->sessions, job->session);
-	answer_login(monitor, job->session, job->worker, job->user, status, reason);
-	if (status == LOGIN_PERMANENT || status == LOGIN_TEMPORARY)
-		log_write(monitor->log, LOG_LEVEL_ERROR, "maildrop of %s (%s/%s): %s", job->user,
-		    job->names.directory, job->names.spool, reason);
+	monitor_login_answer(monitor, job, status, reason);
 	monitor_job_finish(monitor, job);
 }
 

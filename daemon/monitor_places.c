@@ -8,6 +8,7 @@
 #include "daemon/monitor_jobs.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -33,6 +34,33 @@ monitor_in_spool_dir(const struct monitor *monitor, const char *directory, uint3
 	       memcmp(directory, monitor->settings->spool_dir, shared) == 0;
 }
 
+/* The shared directories are opened once and looked for again as long as they are missing. */
+static int
+open_spool_dir(struct monitor *monitor, struct error *error)
+{
+	if (monitor->spool_directory_fd != -1)
+		return 0;
+	return spool_open_directory(
+	    monitor->settings->spool_dir, &monitor->spool_directory_fd, error);
+}
+
+/* The session file is in plain spool-dir. */
+static int
+use_old_session(const struct monitor *monitor, struct job *job, struct error *error)
+{
+	struct spool_names *names = &job->names;
+	size_t length = spool_dir_length(monitor);
+
+	if (job->temp_directory_fd != -1)
+		close(job->temp_directory_fd);
+	memcpy(names->temp_directory, monitor->settings->spool_dir, length);
+	names->temp_directory[length] = '\0';
+	names->temp_shared = (uint32_t)length;
+	job->private_session = false;
+	job->temp_directory_fd = fcntl(monitor->spool_directory_fd, F_DUPFD_CLOEXEC, 0);
+	return job->temp_directory_fd == -1 ? error_set_errno(error, errno, "spool-dir") : 0;
+}
+
 int
 monitor_job_names(struct monitor *monitor, struct job *job, const struct monitor_session *entry,
     struct error *error)
@@ -53,20 +81,12 @@ monitor_job_names(struct monitor *monitor, struct job *job, const struct monitor
 		return -1;
 	job->private_directory = job->names.directory_shared == 0;
 	job->private_session = job->names.temp_shared == 0;
-	return 0;
+	if (!entry->old_session)
+		return 0;
+	return open_spool_dir(monitor, error) == -1 ? -1 : use_old_session(monitor, job, error);
 }
 
 /* ---- directories ---- */
-
-/* The shared directories are opened once and looked for again as long as they are missing. */
-static int
-open_spool_dir(struct monitor *monitor, struct error *error)
-{
-	if (monitor->spool_directory_fd != -1)
-		return 0;
-	return spool_open_directory(
-	    monitor->settings->spool_dir, &monitor->spool_directory_fd, error);
-}
 
 static int
 open_temp_dir(struct monitor *monitor, struct error *error)
@@ -168,9 +188,12 @@ monitor_remove_session_file(struct monitor *monitor, const struct job *job, int 
 	/* in a directory of the user's own an empty left-over is normal */
 	if (lock_fd == -1 || job->private_session || job->temp_directory_fd == -1)
 		return;
+	if (monitor->settings->keep_temp_drop)
+		return;
 	if (session_lock_remove(job->temp_directory_fd, job->names.session, lock_fd, &error) == -1)
-		log_write(monitor->log, LOG_LEVEL_WARNING, "session file %s/%s: %s",
-		    job->names.temp_directory, job->names.session, error.text);
+		log_write(monitor->log, LOG_LEVEL_WARNING, "%s (in %s)%s", error.text,
+		    job->names.temp_directory,
+		    error.code == ERROR_DENIED ? ": the next session begins with it" : "");
 }
 
 /* Whether the session file would be somewhere else without hash-spool and home-dir-mail. */
@@ -187,8 +210,10 @@ has_moved(const struct monitor *monitor, const struct job *job)
 }
 
 int
-monitor_check_old_session(struct monitor *monitor, const struct job *job, struct error *error)
+monitor_check_old_session(struct monitor *monitor, struct job *job, struct error *error)
 {
+	struct monitor_session *entry =
+	    monitor_sessions_find(monitor->sessions, job->session, job->worker);
 	enum spool_session_place place;
 
 	if (!has_moved(monitor, job))
@@ -200,8 +225,10 @@ monitor_check_old_session(struct monitor *monitor, const struct job *job, struct
 		return -1;
 	if (place == SPOOL_SESSION_USUAL)
 		return 0;
-	return error_set(error, ERROR_DENIED,
-	    "%s/%s holds mail of a session from before hash-spool or home-dir-mail: fold it back "
-	    "with spoolfix",
+	log_write(monitor->log, LOG_LEVEL_NOTICE,
+	    "%s/%s holds mail of a session from before hash-spool or home-dir-mail: it is put back",
 	    monitor->settings->spool_dir, job->names.session);
+	if (entry != NULL)
+		entry->old_session = true;
+	return use_old_session(monitor, job, error);
 }

@@ -133,6 +133,15 @@ monitor_sessions_remove_worker(struct monitor_sessions *sessions, uint32_t worke
 	}
 }
 
+void
+monitor_sessions_each(struct monitor_sessions *sessions, uint32_t worker,
+    void (*visit)(void *context, struct monitor_session *entry), void *context)
+{
+	for (size_t slot = 0; slot < sessions->slot_count; slot++)
+		if (sessions->slots[slot].session != 0 && sessions->slots[slot].worker == worker)
+			visit(context, &sessions->slots[slot]);
+}
+
 uint32_t
 monitor_sessions_count(const struct monitor_sessions *sessions)
 {

@@ -57,7 +57,7 @@ monitor_assign_journal(struct monitor *monitor, struct job *job, struct error *e
 {
 	struct journal_owner owner;
 
-	if (job->kind == JOB_OPEN || job->kind == JOB_INDEX || job->recover)
+	if ((job->kind == JOB_OPEN && !job->temp_drop) || job->kind == JOB_INDEX || job->recover)
 		return 0;
 	if (job->slot == NULL && journal_slot_take(&monitor->journals, &job->slot, error) == -1)
 		return -1;
@@ -71,6 +71,7 @@ monitor_assign_journal(struct monitor *monitor, struct job *job, struct error *e
 	owner.gid = job->gid;
 	owner.private_directory = job->private_directory;
 	owner.private_session = job->private_session;
+	owner.temp_drop = job->temp_drop;
 	owner.dot_lock = job->dot_lock;
 	owner.names = job->names;
 	snprintf(owner.user, sizeof owner.user, "%s", job->user);
@@ -211,6 +212,8 @@ monitor_session_end(struct monitor *monitor, uint32_t worker, struct message *me
 		return true; /* ended by us meanwhile */
 	if (entry->state != SESSION_OPEN)
 		return entry->state == SESSION_OPENING;
+	if (message->fd_count == 1 && monitor_temp_drop_end(monitor, entry, &message->fds[0]))
+		return true;
 	if (message->fd_count == 1)
 		end_session_file(monitor, entry, message->fds[0]);
 	monitor_sessions_remove(monitor->sessions, session);
@@ -234,14 +237,30 @@ keep_deletions(struct job *job, struct message *message, struct error *error)
 	return 0;
 }
 
-/* The descriptor that the worker hands back must be the session lock of its own user. */
-static int
-check_session_lock(const struct job *job, struct error *error)
+int
+monitor_check_session_lock(const struct job *job, struct error *error)
 {
 	if (job->private_session)
 		return 0; /* what it is worth is the owner's own affair */
 	return session_lock_check(
 	    job->temp_directory_fd, job->names.session, job->session_lock_fd, error);
+}
+
+struct job *
+monitor_update_job(struct monitor *monitor, struct monitor_session *entry, int session_lock_fd)
+{
+	struct job *job = monitor_job_new(monitor, JOB_UPDATE, entry->session, entry->worker);
+
+	if (job == NULL)
+		return NULL;
+	entry->state = SESSION_UPDATING;
+	job->uid = entry->uid;
+	job->gid = entry->gid;
+	job->temp_drop = entry->temp_drop;
+	memcpy(job->user, entry->user, sizeof job->user);
+	job->session_lock_fd = session_lock_fd;
+	job->phase = JOB_LOCKING;
+	return job;
 }
 
 bool
@@ -254,18 +273,14 @@ monitor_update(struct monitor *monitor, uint32_t worker, struct message *message
 
 	if (entry == NULL || entry->state != SESSION_OPEN)
 		return false;
-	job = monitor_job_new(monitor, JOB_UPDATE, entry->session, worker);
+	job = monitor_update_job(monitor, entry, message->fds[0]);
 	if (job == NULL)
 		return false;
-	entry->state = SESSION_UPDATING;
-	job->uid = entry->uid;
-	job->gid = entry->gid;
-	memcpy(job->user, entry->user, sizeof job->user);
-	job->session_lock_fd = message_take_fd(message, 0);
-	job->phase = JOB_LOCKING;
+	message_take_fd(message, 0);
 	if (monitor_job_names(monitor, job, entry, &error) == -1 ||
 	    monitor_job_places(monitor, job, &error) == -1 ||
-	    keep_deletions(job, message, &error) == -1 || check_session_lock(job, &error) == -1)
+	    keep_deletions(job, message, &error) == -1 ||
+	    monitor_check_session_lock(job, &error) == -1)
 		monitor_job_failed(monitor, job, &error);
 	return true;
 }
@@ -314,6 +329,7 @@ monitor_recover(
 	job->gid = owner->gid;
 	job->private_directory = owner->private_directory;
 	job->private_session = owner->private_session;
+	job->temp_drop = owner->temp_drop;
 	job->names = owner->names;
 	memcpy(job->user, owner->user, sizeof job->user);
 	job->dot_lock = owner->dot_lock;

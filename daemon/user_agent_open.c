@@ -27,6 +27,7 @@ struct opened {
 	int session_lock_fd;
 	int table_fd; /* borrowed from indexed */
 	int directory_fd;
+	bool left_over; /* the session file holds mail that this session is not made for */
 };
 
 static enum login_status
@@ -43,6 +44,21 @@ status_of(const struct error *error)
 	}
 }
 
+/* Left-over mail comes first: the monitor must make this a session in a temp drop. */
+static int
+look_for_mail(const struct user_agent *agent, struct opened *opened, struct error *error)
+{
+	struct stat status;
+
+	if (store_status(
+		&store_io_system, opened->session_lock_fd, &status, "session file", error) == -1)
+		return -1;
+	if (agent->temp_drop || status.st_size == 0)
+		return 0;
+	opened->left_over = true;
+	return error_set(error, ERROR_CHANGED, "session file %s holds mail", agent->names->session);
+}
+
 /* In a directory of the user's own we are the ones who take the session lock. */
 static int
 take_session_lock(const struct user_agent *agent, struct opened *opened, struct error *error)
@@ -56,9 +72,10 @@ take_session_lock(const struct user_agent *agent, struct opened *opened, struct 
 	result = session_lock_try(
 	    temp_fd, agent->names->session, (uid_t)-1, (gid_t)-1, &opened->session_lock_fd, error);
 	close(temp_fd);
-	if (result == -1)
+	if (result == -1 ||
+	    user_agent_check_filesystem(agent, opened->session_lock_fd, &filesystem, error) == -1)
 		return -1;
-	return user_agent_check_filesystem(agent, opened->session_lock_fd, &filesystem, error);
+	return look_for_mail(agent, opened, error);
 }
 
 /* One look at the spool; *stable_out tells whether nothing can have changed meanwhile. */
@@ -233,14 +250,15 @@ send_opened(const struct user_agent *agent, struct opened *opened, struct error 
 
 /* The maildrop could not be opened: say why. */
 static int
-send_failure(const struct user_agent *agent, const struct error *reason)
+send_failure(
+    const struct user_agent *agent, const struct opened *opened, const struct error *reason)
 {
 	struct message_login_result result;
 	struct error error;
 
 	memset(&result, 0, sizeof result);
 	result.session = agent->session;
-	result.status = status_of(reason);
+	result.status = opened->left_over ? LOGIN_LEFT_OVER : status_of(reason);
 	message_text(result.reason, sizeof result.reason, reason->text);
 	return message_send(
 	    agent->channel, MESSAGE_AGENT_OPENED, &result, NULL, 0, NULL, 0, &error);
@@ -290,7 +308,7 @@ user_agent_open(struct user_agent *agent)
 	if (result == 0)
 		result = send_opened(agent, &opened, &error);
 	if (result == -1)
-		result = send_failure(agent, &error);
+		result = send_failure(agent, &opened, &error);
 	user_agent_indexed_free(&opened.indexed);
 	return result;
 }

@@ -286,7 +286,8 @@ login_failed(struct connection *connection, const struct message_login_result *r
 {
 	/* in the order of enum login_status */
 	static const enum pop3_login_status statuses[LOGIN_STATUS_COUNT] = { POP3_LOGIN_OK,
-		POP3_LOGIN_REFUSED, POP3_LOGIN_IN_USE, POP3_LOGIN_TEMPORARY, POP3_LOGIN_PERMANENT };
+		POP3_LOGIN_REFUSED, POP3_LOGIN_IN_USE, POP3_LOGIN_TEMPORARY, POP3_LOGIN_PERMANENT,
+		POP3_LOGIN_TEMPORARY };
 
 	if (result->reason[0] != '\0')
 		log_write(connection->worker->log, LOG_LEVEL_NOTICE, "login of %s from %s: %s",

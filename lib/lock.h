@@ -77,8 +77,8 @@ int dot_lock_release(
  * O_NOFOLLOW, O_NONBLOCK), else create it 0600 with O_EXCL and give it to uid, gid (chown is left
  * out when owner is (uid_t)-1); flock it exclusively without waiting; fstat must equal lstat of the
  * name, else once more. A file that is not regular, has several links, or belongs to neither uid
- * nor root is ERROR_DENIED. Held by another session: ERROR_LOCKED. A non-empty one (left by a
- * temp-drop session) is ERROR_DENIED with a text that names spoolfix: its mail must be folded back.
+ * nor root is ERROR_DENIED. Held by another session: ERROR_LOCKED. It may hold mail: then the
+ * session must work in it (temp_drop.h).
  * *fd_out is owned by the caller; the lock lives as long as any copy of it.
  */
 int session_lock_try(

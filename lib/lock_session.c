@@ -56,15 +56,6 @@ open_or_create(int directory_fd, const char *name, int access, int *fd_out, stru
 }
 
 static int
-check_content(const struct stat *status, const char *name, struct error *error)
-{
-	if (status->st_size == 0)
-		return 0;
-	return error_set(error, ERROR_DENIED,
-	    "session file %s holds mail of an earlier session: fold it back with spoolfix", name);
-}
-
-static int
 check_file(const struct stat *status, uid_t uid, const char *name, struct error *error)
 {
 	if (!S_ISREG(status->st_mode))
@@ -75,7 +66,7 @@ check_file(const struct stat *status, uid_t uid, const char *name, struct error 
 	if (status->st_uid != uid && status->st_uid != 0)
 		return error_set(error, ERROR_DENIED, "session file %s belongs to uid %u", name,
 		    (unsigned)status->st_uid);
-	return check_content(status, name, error);
+	return 0;
 }
 
 /* Check what was locked, and give a file of root's, which is what we created, to its user. */
@@ -208,8 +199,8 @@ session_lock_remove(int directory_fd, const char *name, int fd, struct error *er
 		return -1;
 	if (!same)
 		return not_ours(name, "it is another file now", error);
-	if (check_content(&status, name, error) == -1)
-		return -1;
+	if (status.st_size != 0)
+		return error_set(error, ERROR_DENIED, "session file %s holds mail", name);
 	if (unlinkat(directory_fd, name, 0) == -1)
 		return error_set_errno(error, errno, "removing session file %s", name);
 	return 0;

@@ -327,6 +327,27 @@ def everything_at_home(site):
 
 
 @test
+def temp_drop_at_home(site):
+    """a session file at home is a temp drop, too, by setting or because it holds mail"""
+    site.add_user()
+    home = make_home(site)
+    mailbox = os.path.join(home, "Mailbox")
+    for mode in "false", "true":
+        put(mailbox, [message(2)], "user", site)
+        put(os.path.join(home, ".user.pop"), [message(1)], "user", site)
+        site.start(home_dir_mail="Mailbox", home_dir_misc="true", server_mode=mode)
+        client = site.login()
+        assert client.stat()[0] == 2
+        assert content(mailbox) == ""
+        with open(mailbox, "a") as spool:
+            spool.write(message(3))
+        client.dele(1)
+        client.quit()
+        wait_until(lambda: content(mailbox) == message(2) + message(3), 10, "the mail at home")
+        site.stop()
+
+
+@test
 def session_file_at_home(site):
     """home-dir-misc alone: the session file is at home, spool and dot-lock in spool-dir"""
     site.add_user()
@@ -512,16 +533,20 @@ def home_of_a_system_user(site):
 
 @test
 def old_session_file(site):
-    """check-old-spool-loc: mail that a session left in plain spool-dir is not forgotten; other files are"""
+    """check-old-spool-loc: mail that a session left in plain spool-dir is put back; other files are ignored"""
     site.add_user()
     old = site.spool_path(".user.pop")
     put(old, [message(1)], "user", site)
     site.start(hash_spool=1)
-    refused(site, "[SYS/PERM]")
+    client = site.login()
+    assert client.stat()[0] == 1
     site.wait_log("%s holds mail of a session from before hash-spool or home-dir-mail" % old)
-    assert content(old) == message(1)
-    os.truncate(old, 0)
-    site.login().quit()
+    client.quit()
+    wait_until(lambda: not os.path.exists(old), 10, "the end of the old session file")
+    client = site.login()
+    assert client.stat()[0] == 1
+    client.dele(1)
+    client.quit()
     if ROOT:
         put(old, [message(1)], "user", site)
         os.chown(old, 60077, 60077)
