@@ -60,7 +60,8 @@ monitor_assign_journal(struct monitor *monitor, struct job *job, struct error *e
 
 	if (job->kind == JOB_OPEN || job->recover)
 		return 0;
-	if (job->slot == NULL && journal_slot_take(&monitor->journals, &job->slot, error) == -1)
+	if (job->slot == NULL &&
+	    journal_slot_take(&monitor->journals, job->uid, &job->slot, error) == -1)
 		return -1;
 	if (job->slot->replaced)
 		log_write(monitor->log, LOG_LEVEL_ERROR,
