@@ -8,8 +8,8 @@
  *
  * Rooms: monitor.c (loop and channels), monitor_sessions.c (the table), monitor_jobs.c (opening and
  * updating, step by step), monitor_journal.c and monitor_wipe.c (the pool of journals),
- * monitor_sweep.c (what a monitor that died has left), user_agent*.c (what runs as the mailbox
- * owner).
+ * monitor_sweep.c (what a monitor that died has left), monitor_recover.c (popper --recover),
+ * user_agent*.c (what runs as the mailbox owner).
  */
 #ifndef QPOPPER_DAEMON_MONITOR_H
 #define QPOPPER_DAEMON_MONITOR_H
@@ -232,6 +232,8 @@ struct monitor {
 	struct log *log;
 	bool privileged;
 	bool draining;
+	bool recover_only; /* popper --recover: end when nothing more can be finished */
+	int64_t started_ms;
 	int epoll_fd;
 	int signal_fd;
 	int spool_directory_fd; /* -1 when spool-dir cannot be opened: tried again at each login */
@@ -290,5 +292,11 @@ int monitor_agent_start(struct monitor *monitor, struct job *job, struct error *
 /* monitor_sweep.c: announce ourselves, and clean up after monitors that died. */
 int monitor_announce(struct monitor *monitor, struct error *error);
 void monitor_sweep(struct monitor *monitor);
+
+/* monitor_recover.c, for popper --recover. Whether all journals are void, or what is left cannot
+ * be finished now: it failed, or is locked for longer than mail-lock-timeout. */
+bool monitor_recovery_over(const struct monitor *monitor);
+/* Log what is left; the exit status. */
+int monitor_recovery_report(struct monitor *monitor);
 
 #endif

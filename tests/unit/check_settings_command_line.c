@@ -241,6 +241,9 @@ START_TEST(general_options_ask_the_master)
 	ck_assert_int_eq(READ("--foreground", "--inetd", "--check-config"), 0);
 	ck_assert(command_line.foreground && command_line.inetd);
 	ck_assert_int_eq(command_line.action, SETTINGS_CHECK_CONFIG);
+	ck_assert_int_eq(READ("--recover"), 0);
+	ck_assert_int_eq(command_line.action, SETTINGS_RECOVER);
+	ck_assert_int_eq(READ("--recover=now"), -1);
 }
 END_TEST
 
