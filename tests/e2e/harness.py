@@ -512,7 +512,8 @@ def make_image(path, kind, megabytes):
 def mount(image, directory, options="loop"):
     made = subprocess.run(["mount", "-o", options, image, directory], capture_output=True, text=True)
     if made.returncode != 0:
-        raise Skip("cannot mount a loop device here: " + made.stderr.strip().replace("\n", " "))
+        reason = made.stderr.strip().split("\n")[0]
+        raise Skip("%s cannot be mounted here with -o %s: %s" % (os.path.basename(image), options, reason))
 
 
 def unmount(directory):
