@@ -8,7 +8,7 @@ import threading
 import time
 import traceback
 
-FIRST_ID = {"procmail": 1000, "postfix": 2000, "mailbox": 3000}
+FIRST_ID = {"procmail": 100000, "postfix": 200000, "mailbox": 300000}
 
 
 # ---- messages that prove themselves ----
@@ -38,21 +38,27 @@ def check_letter(content):
 # ---- deliverers: each a thread; failures are kept for the report ----
 
 class Deliverer(threading.Thread):
-    """Delivers count messages for one user, one after the other, with short pauses."""
+    """Delivers count messages for one user, one after the other, with short pauses, unless told that it is enough."""
 
     def __init__(self, name, count, deliver):
         super().__init__(daemon=True)
         self.kind = name
         self.numbers = list(range(FIRST_ID[name], FIRST_ID[name] + count))
         self.deliver = deliver
+        self.delivered = []
+        self.longest_pause = 0.1  # seconds
+        self.enough = threading.Event()
         self.problem = None
 
     def run(self):
         rng = random.Random(self.numbers[0])
         try:
             for number in self.numbers:
+                if self.enough.is_set():
+                    break
                 self.deliver(number)
-                time.sleep(rng.random() * 0.1)
+                self.delivered.append(number)
+                time.sleep(rng.random() * self.longest_pause)
         except Exception as problem:  # noqa: B902 (whatever it is, the test must see it)
             self.problem = problem
 

@@ -400,6 +400,42 @@ def journal_on_ext4_fails(site):
     fails_in_the_middle(site, "ext4", "journal")
 
 
+@test
+def thin_disk_under_the_journal(site):
+    """a disk that promised more room than there is fails at the sync of the journal: refused, nothing changed"""
+    outer = site.path("outer")
+    os.mkdir(outer)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", outer], check=True)
+    site.cleanups.append(lambda: subprocess.run(["umount", "-l", outer], capture_output=True))
+    disks = Disks(site)
+    use_state(site, disks.add("disk", "ext4", 320, inside=outer))
+    site.add_user()
+    manifest = Manifest("thin")
+    site.put_mail(manifest.add_many(12 << 20, 1 << 20))
+    site.start()
+    client = check_session(site, manifest)
+    deleted = manifest.numbers()[3:4]
+    dele(client, manifest, deleted)
+    os.sync()
+    fill(outer)
+    try:
+        answer = client.quit()
+    except poplib.error_proto as refusal:
+        assert "[SYS/TEMP]" in str(refusal), refusal
+    else:
+        raise AssertionError("acknowledged without a journal: %r" % answer)
+    assert content(site) == manifest.without(())
+    os.unlink(os.path.join(outer, "filler"))
+    site.stop()
+    disks.remount()
+    status, text = site.recover()
+    assert status == 0, text
+    if content(site) != manifest.without(()):
+        manifest.delete(deleted)
+    site.start()
+    check_session(site, manifest).quit()
+
+
 # ---- power cuts ----
 
 class PowerCuts:
