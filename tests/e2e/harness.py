@@ -442,8 +442,11 @@ def journals_in_force(site):
     for name in os.listdir(directory) if os.path.isdir(directory) else ():
         if not name[0].isdigit() or not name.endswith(".journal"):
             continue
-        with open(os.path.join(directory, name), "rb") as journal:
-            head = journal.read(8192)
+        try:
+            with open(os.path.join(directory, name), "rb") as journal:
+                head = journal.read(8192).ljust(8192, b"\0")
+        except FileNotFoundError:  # replaced by a new one this instant
+            continue
         records = [struct.unpack_from("<QQQQ", head, slot) for slot in (0, 4096)]
         _, _, _, state = max(record if record[0] == 0x314c4e4a50584551 else (0, 0, 0, 0) for record in records)
         count += state != 0

@@ -34,7 +34,7 @@ NUMBER = re.compile(rb"^Subject: delivered (\d+)$", re.MULTILINE)
 
 @contextlib.contextmanager
 def locked(path):
-    """The spool open and locked as Debian's policy wants it: fcntl, then the dot-lock, never waiting with one of them."""
+    """The spool open and locked in the manner of Debian: fcntl, then the dot-lock, never waiting with one of them."""
     for _ in range(1200):
         spool = open(path, "r+b", buffering=0)
         try:
@@ -125,9 +125,17 @@ class MailReader:
         *lines, self.text = self.text.split(b"\n")
         return [int(line) for line in lines]
 
+    def kill(self):
+        """When the test ends before its time."""
+        if self.pid is not None:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+
     def end(self):
         os.kill(self.pid, signal.SIGTERM)
-        assert os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]) == 0, "a mail reader failed"
+        status = os.waitpid(self.pid, 0)[1]
+        self.pid = None
+        assert os.waitstatus_to_exitcode(status) == 0, "a mail reader failed"
         removed = self.removed()
         os.close(self.reader)
         return removed
@@ -267,6 +275,7 @@ class Killer:
 def race(site, user, deliverers, ledger):
     path = site.spool_path(user)
     readers = [MailReader(path, user, "reader", False), MailReader(path, user, "remover", True)]
+    site.cleanups += [reader.kill for reader in readers]
     clients = [Client(site, user, ledger, seed) for seed in range(2)]
     killer = Killer(site)
     for actor in [*deliverers, *clients]:
