@@ -455,9 +455,7 @@ def journals_in_force(site):
 
 def stop_in_the_middle(site, client):
     """QUIT, and the update agent is stopped while its journal is in force: its pid, or None if it was faster."""
-    monitor, = [pid for pid in site.processes("qpopper-monitor") if
-                os.path.basename(os.readlink("/proc/%d/exe" % pid)) == "qpopper-monitor" and
-                site.process.pid == parent_of(pid)]
+    monitor, = [pid for pid in site.processes("qpopper-monitor") if parent_of(pid) == site.process.pid]
     client._putcmd("QUIT")
     agent = min(wait_until(lambda: children_of(monitor), 20, "the update agent"))
     while is_alive(agent):

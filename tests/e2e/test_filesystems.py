@@ -403,6 +403,7 @@ def journal_on_ext4_fails(site):
 @test
 def thin_disk_under_the_journal(site):
     """a disk that promised more room than there is fails at the sync of the journal: refused, nothing changed"""
+    need_root()
     outer = site.path("outer")
     os.mkdir(outer)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", outer], check=True)
