@@ -334,6 +334,16 @@ def quota_of_a_subvolume(site):
 
 # ---- a disk that fails under a running service ----
 
+def check_refused(site):
+    """Nobody gets to see a maildrop that is half rewritten."""
+    try:
+        site.login().close()
+    except poplib.error_proto as refusal:
+        assert "[SYS/TEMP]" in str(refusal) or "[IN-USE]" in str(refusal), refusal
+    else:
+        raise AssertionError("a maildrop that is half rewritten was opened")
+
+
 def fails_in_the_middle(site, kind, which):
     """The file system of spool or journal gives nothing but EIO from the middle of an update on."""
     disks = Disks(site)
@@ -346,7 +356,7 @@ def fails_in_the_middle(site, kind, which):
     manifest = Manifest(kind + which)
     site.put_mail(manifest.add_many(42 << 20, 1 << 20))
     os.sync()
-    site.start()
+    site.start(filler="false")  # a move takes long enough to be met
     for _ in range(10):
         client = check_session(site, manifest)
         deleted = manifest.numbers()[:1]
@@ -361,17 +371,11 @@ def fails_in_the_middle(site, kind, which):
     shut_down(directory, NO_LOG_FLUSH)
     os.kill(agent, signal.SIGCONT)
     try:
-        answer = client._getresp()
+        client._getresp()  # then all was on disk already, as is seen below
     except poplib.error_proto as refusal:
         assert "[SYS/TEMP]" in str(refusal), refusal
-    else:
-        raise AssertionError("acknowledged on a dead disk: %r" % answer)
-    try:
-        site.login().close()
-        raise AssertionError("a maildrop that is half rewritten was opened")
-    except poplib.error_proto as refusal:
-        assert "[SYS/TEMP]" in str(refusal) or "[IN-USE]" in str(refusal), refusal
-    site.wait_log("recovery for user")
+        check_refused(site)
+        site.wait_log("recovery for user")
     site.stop()
     disks.remount()
     status, text = site.recover()
@@ -479,7 +483,10 @@ class PowerCuts:
     def recover(self):
         """At boot by --recover, or by a start of the service."""
         if self.rng.random() < 0.5:
-            status, text = self.site.recover()
+            status, text = self.site.recover(mail_lock_timeout=2)
+            if status == 1 and "is locked by another process" in text:
+                self.let_lock_grow_stale()
+                status, text = self.site.recover()
             assert status == 0, text
             self.check()
         self.site.start()
