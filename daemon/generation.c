@@ -266,8 +266,8 @@ process_spawn(struct process *process, struct error *error)
 
 	if (checker && connect_to_monitor(generation, process->role, &monitor_fd, error) == -1)
 		return -1;
-	result = spawn_role(master, generation->settings, role_name(process->role), monitor_fd,
-	    &process->pid, &process->fd, error);
+	result = spawn_role(master, generation->settings, role_name(process->role), NULL,
+	    monitor_fd, &process->pid, &process->fd, error);
 	if (monitor_fd != -1)
 		close(monitor_fd);
 	if (result == -1)

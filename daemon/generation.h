@@ -116,11 +116,12 @@ void generation_drain_workers(struct generation *generation, uint32_t seconds);
 /* ---- spawn.c ---- */
 
 /*
- * Execute helper-dir/qpopper-NAME with a channel to us, the frozen settings and the log; monitor_fd
- * (or -1) becomes ROLE_FD_MONITOR. *channel_out is non-blocking and the caller's.
+ * Execute helper-dir/qpopper-NAME with that argument (or NULL), a channel to us, the frozen
+ * settings and the log; monitor_fd (or -1) becomes ROLE_FD_MONITOR. *channel_out is non-blocking
+ * and the caller's.
  */
 int spawn_role(struct master *master, const struct settings *settings, const char *name,
-    int monitor_fd, pid_t *pid_out, int *channel_out, struct error *error);
+    const char *argument, int monitor_fd, pid_t *pid_out, int *channel_out, struct error *error);
 
 /*
  * Run `qpopper-signer --check` on the settings and wait for it: certificate and key are in order,

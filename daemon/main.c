@@ -150,9 +150,12 @@ check_rights(const struct settings *settings, struct error *error)
 	    "passwd-file, or start popper as root");
 }
 
+/* A recovery checks no password and needs no certificate. */
 static int
-check_environment(const struct settings *settings, struct error *error)
+check_environment(const struct settings *settings, enum settings_action action, struct error *error)
 {
+	if (action == SETTINGS_RECOVER)
+		return check_spool_directory(settings, error);
 	if (check_rights(settings, error) == -1 || check_users(settings, error) == -1 ||
 	    check_spool_directory(settings, error) == -1)
 		return -1;
@@ -270,7 +273,8 @@ start(struct master *master, struct settings_command_line *command_line,
 		show_report(master, report);
 	if (report->errors > 0)
 		return refuse(master, "the configuration has errors: not started");
-	if (sandbox_harden(&error) == -1 || check_environment(master->settings, &error) == -1)
+	if (sandbox_harden(&error) == -1 ||
+	    check_environment(master->settings, command_line->action, &error) == -1)
 		return refuse(master, error.text);
 	if (command_line->action == SETTINGS_CHECK_CONFIG) {
 		printf("popper: the configuration is in order\n");
@@ -279,6 +283,8 @@ start(struct master *master, struct settings_command_line *command_line,
 	if (prepare_state_directory(master->settings, &error) == -1)
 		return refuse(master, error.text);
 	raise_descriptor_limit();
+	if (command_line->action == SETTINGS_RECOVER)
+		return recover_run(master);
 	return run(master, command_line);
 }
 
@@ -309,7 +315,9 @@ main(int argc, char *argv[])
 		return EXIT_OK;
 	}
 	settings_finish(master.settings, &report);
-	if (find_mode(&master, &command_line, &error) == -1) {
+	/* it looks at no socket, whatever it is started by */
+	if (command_line.action != SETTINGS_RECOVER &&
+	    find_mode(&master, &command_line, &error) == -1) {
 		fprintf(stderr, "popper: %s\n", error.text);
 		return EXIT_REFUSED;
 	}

@@ -5,7 +5,7 @@
  *
  * Rooms: main.c (command line, run modes), master.c (the loop, reload and end), generation.c
  * (processes of one set of settings), generation_workers.c (workers and the connections on them),
- * spawn.c (executing a role), listeners.c, limits.c, logger.c.
+ * spawn.c (executing a role), recover.c (popper --recover), listeners.c, limits.c, logger.c.
  */
 #ifndef QPOPPER_DAEMON_MASTER_H
 #define QPOPPER_DAEMON_MASTER_H
@@ -79,6 +79,12 @@ void master_await(struct master *master, pid_t pid);
 
 /* A session is over (for MASTER_SINGLE). */
 void master_session_closed(struct master *master);
+
+/*
+ * recover.c: popper --recover. Finish what interrupted updates have left, serve nobody, log to
+ * standard error. Returns the exit status: 0 when nothing is left.
+ */
+int recover_run(struct master *master);
 
 /* Answer a connection that cannot be served, and close it. */
 void master_refuse(int fd, bool implicit_tls, const char *answer);

@@ -422,6 +422,8 @@ jobs_left(const struct monitor *monitor)
 static bool
 finished(const struct monitor *monitor)
 {
+	if (monitor->recover_only && !monitor->draining)
+		return monitor_recovery_over(monitor);
 	if (!monitor->draining || jobs_left(monitor))
 		return false;
 	return !master_alive(monitor) || !workers_left(monitor);

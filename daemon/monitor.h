@@ -7,9 +7,10 @@
  * sessions only.
  *
  * Rooms: monitor.c (loop and channels), monitor_sessions.c (the table), monitor_jobs.c (opening and
- * updating, step by step), monitor_places.c (names and directories), monitor_journal.c (the pool of
- * journals), monitor_sweep.c (what a monitor that died has left), user_agent*.c (what runs as the
- * mailbox owner).
+ * updating, step by step), monitor_places.c (names and directories), monitor_journal.c and
+ * monitor_wipe.c (the pool of journals), monitor_sweep.c (what a monitor that died has left),
+ * monitor_recover.c (popper --recover), monitor_temp_drop.c (server-mode off), user_agent*.c (what
+ * runs as the mailbox owner).
  */
 #ifndef QPOPPER_DAEMON_MONITOR_H
 #define QPOPPER_DAEMON_MONITOR_H
@@ -100,11 +101,14 @@ struct journal_owner {
 struct journal_slot {
 	uint32_t number;
 	bool busy;
-	int journal_fd; /* O_RDWR: handed to the agent */
-	int owner_fd;	/* O_RDWR: the monitor's alone */
-	int lock_fd;	/* O_RDONLY on the owner file, flocked; the agent has a copy: the slot is
-			   taken as long as either lives */
+	int journal_fd; /* O_RDWR, flocked; the agent has a copy: nobody else recovers this journal
+			   as long as either lives */
+	int owner_fd;	/* O_RDWR, flocked: the monitor's alone */
+	int sync_fd;	/* owner file, neither readable nor writable: the agent syncs it */
 	bool replaced;	/* an old journal that nobody owns was not void, and was set aside */
+	bool used;	/* by uid, since it was last clean */
+	uint32_t uid;
+	int64_t released; /* nanoseconds, CLOCK_MONOTONIC */
 };
 
 struct journal_pool {
@@ -125,10 +129,16 @@ int journal_pool_open(struct journal_pool *pool, const char *state_dir, struct e
 int journal_pool_claim(struct journal_pool *pool,
     void (*found)(void *context, struct journal_slot *slot, const struct journal_owner *owner),
     void *context, struct error *error);
-/* A free slot, created when there is none; marked busy. */
+/* How many owner records are in use: ours, those of other monitors, those that a crash left. */
+uint32_t journal_pool_pending(const struct journal_pool *pool);
+/*
+ * A free slot for an agent of that uid, created when there is none; marked busy. Its journal is
+ * void, and holds nothing of any other uid's (a monitor knows the last uid of a slot only of its
+ * own time, so that this holds across a power loss as well).
+ */
 int journal_slot_take(
-    struct journal_pool *pool, struct journal_slot **slot_out, struct error *error);
-/* Write the owner record; it becomes durable by the agent's fdatasync of lock_fd. */
+    struct journal_pool *pool, uint32_t uid, struct journal_slot **slot_out, struct error *error);
+/* Write the owner record; it becomes durable by the agent's fdatasync of sync_fd. */
 int journal_slot_assign(
     struct journal_slot *slot, const struct journal_owner *owner, struct error *error);
 /*
@@ -142,6 +152,19 @@ int journal_slot_release(struct journal_slot *slot, struct error *error);
 /* Keep a journal that matches no spool for the administrator: rename it and forget the slot. */
 int journal_slot_set_aside(
     struct journal_pool *pool, struct journal_slot *slot, const char *user, struct error *error);
+
+/*
+ * monitor_wipe.c: whether no other open file, of any process, is on that journal; false also where
+ * the file system cannot tell (it has no leases). Descriptors that share fd's open file do not
+ * count.
+ */
+bool journal_is_ours_alone(int fd);
+/*
+ * Zero what a former user has left in a void journal; it stays a void one at every instant, and
+ * its space stays reserved. *wiped_out is false when it holds what no update of ours writes: such
+ * a file is to be replaced.
+ */
+int journal_wipe(int fd, bool *wiped_out, struct error *error);
 
 /* ---- jobs ---- */
 
@@ -240,6 +263,8 @@ struct monitor {
 	struct log *log;
 	bool privileged;
 	bool draining;
+	bool recover_only; /* popper --recover: end when nothing more can be finished */
+	int64_t started_ms;
 	int epoll_fd;
 	int signal_fd;
 	int spool_directory_fd; /* spool-dir itself; -1: not needed yet, or not there */
@@ -306,5 +331,11 @@ int monitor_announce(struct monitor *monitor, struct error *error);
 void monitor_note_lock(struct monitor *monitor, struct job *job);
 void monitor_forget_lock(struct monitor *monitor, struct job *job);
 void monitor_sweep(struct monitor *monitor);
+
+/* monitor_recover.c, for popper --recover. Whether all journals are void, or what is left cannot
+ * be finished now: it failed, or is locked for longer than mail-lock-timeout. */
+bool monitor_recovery_over(const struct monitor *monitor);
+/* Log what is left; the exit status. */
+int monitor_recovery_report(struct monitor *monitor);
 
 #endif

@@ -42,7 +42,7 @@ agent_of_job(const struct monitor *monitor, const struct job *job, int channel)
 		.spool_fd = job->spool_fd,
 		.replacement_fd = job->replacement_fd,
 		.journal_fd = job->slot != NULL ? job->slot->journal_fd : -1,
-		.journal_lock_fd = job->slot != NULL ? job->slot->lock_fd : -1,
+		.journal_lock_fd = job->slot != NULL ? job->slot->sync_fd : -1,
 		.update = &job->update,
 		.deletions = job->deletions,
 		.deletions_size = job->deletions_size,

@@ -2,6 +2,9 @@
  * The pool of journals, in state-dir/journal, which only the service can enter: so a user at the
  * end of his quota can delete, and nobody can plant a journal. N.journal holds what an update agent
  * writes; N.owner says on whose behalf and is written by the monitor alone.
+ *
+ * Two locks: the one of N.owner is the monitor's alone and says that the slot is in its pool; the
+ * one of N.journal is shared with the agent and says that an agent or its monitor lives.
  */
 #include "config.h"
 
@@ -89,14 +92,19 @@ out:
 }
 
 static void
+close_descriptor(int *fd)
+{
+	if (*fd != -1)
+		close(*fd);
+	*fd = -1;
+}
+
+static void
 slot_close(struct journal_slot *slot)
 {
-	if (slot->journal_fd != -1)
-		close(slot->journal_fd);
-	if (slot->owner_fd != -1)
-		close(slot->owner_fd);
-	if (slot->lock_fd != -1)
-		close(slot->lock_fd);
+	close_descriptor(&slot->journal_fd);
+	close_descriptor(&slot->owner_fd);
+	close_descriptor(&slot->sync_fd);
 }
 
 /* Open one of the slot's files; create it when asked for. */
@@ -114,9 +122,19 @@ slot_open_file(const struct journal_pool *pool, uint32_t number, const char *suf
 	return fd;
 }
 
+/* *taken_out is false when another open file holds the lock. */
+static int
+take_lock(int fd, uint32_t number, bool *taken_out, struct error *error)
+{
+	*taken_out = flock(fd, LOCK_EX | LOCK_NB) == 0;
+	if (!*taken_out && errno != EWOULDBLOCK)
+		return error_set_errno(error, errno, "cannot lock journal %u", number);
+	return 0;
+}
+
 /*
- * A slot that is new gets its full size now, so that no update can run out of space in its journal,
- * and its names are made to outlive a power loss.
+ * A journal that is new gets its full size now, so that no update can run out of space in it, and
+ * its names are made to outlive a power loss. One that an agent made longer is cut.
  */
 static int
 slot_reserve(const struct journal_pool *pool, const struct journal_slot *slot, struct error *error)
@@ -125,6 +143,9 @@ slot_reserve(const struct journal_pool *pool, const struct journal_slot *slot, s
 
 	if (fstat(slot->journal_fd, &status) == -1)
 		return error_set_errno(error, errno, "journal %u", slot->number);
+	if (status.st_size > (off_t)EXPUNGE_JOURNAL_SIZE &&
+	    ftruncate(slot->journal_fd, EXPUNGE_JOURNAL_SIZE) == -1)
+		return error_set_errno(error, errno, "cannot cut journal %u", slot->number);
 	errno = posix_fallocate(slot->journal_fd, 0, EXPUNGE_JOURNAL_SIZE);
 	if (errno != 0)
 		return error_set_errno(error, errno, "cannot reserve %u bytes for journal %u",
@@ -134,7 +155,24 @@ slot_reserve(const struct journal_pool *pool, const struct journal_slot *slot, s
 		   : 0;
 }
 
-/* Open slot `number` and take its lock. *taken_out is false when another process holds it. */
+/* Open the slot's journal, lock it and give it its size. *taken_out: as in take_lock. */
+static int
+slot_open_journal(const struct journal_pool *pool, struct journal_slot *slot, int flags,
+    bool *taken_out, struct error *error)
+{
+	close_descriptor(&slot->journal_fd);
+	slot->journal_fd =
+	    slot_open_file(pool, slot->number, "journal", O_RDWR | O_CREAT | flags, error);
+	if (slot->journal_fd == -1 ||
+	    take_lock(slot->journal_fd, slot->number, taken_out, error) == -1)
+		return -1;
+	return *taken_out ? slot_reserve(pool, slot, error) : 0;
+}
+
+/*
+ * Open the owner record of slot `number` and lock it: no other monitor uses the slot as long as we
+ * hold it. *taken_out is false when another does.
+ */
 static int
 slot_open(const struct journal_pool *pool, uint32_t number, bool create, struct journal_slot *slot,
     bool *taken_out, struct error *error)
@@ -142,29 +180,20 @@ slot_open(const struct journal_pool *pool, uint32_t number, bool create, struct 
 	int flags = O_RDWR | (create ? O_CREAT : 0);
 
 	*slot = (struct journal_slot){
-		.number = number, .journal_fd = -1, .owner_fd = -1, .lock_fd = -1
+		.number = number, .journal_fd = -1, .owner_fd = -1, .sync_fd = -1
 	};
 	*taken_out = false;
+	/* the access mode of sync_fd lets an agent sync the record, and neither read nor write it
+	 */
 	if ((slot->owner_fd = slot_open_file(pool, number, "owner", flags, error)) == -1 ||
-	    (slot->lock_fd = slot_open_file(pool, number, "owner", O_RDONLY, error)) == -1 ||
-	    (slot->journal_fd = slot_open_file(pool, number, "journal", O_RDWR | O_CREAT, error)) ==
-		-1)
-		goto failed;
-	if (flock(slot->lock_fd, LOCK_EX | LOCK_NB) == -1) {
-		if (errno != EWOULDBLOCK) {
-			error_set_errno(error, errno, "cannot lock journal %u", number);
-			goto failed;
-		}
+	    (slot->sync_fd = slot_open_file(pool, number, "owner", O_ACCMODE, error)) == -1 ||
+	    take_lock(slot->owner_fd, number, taken_out, error) == -1) {
 		slot_close(slot);
-		return 0;
+		return -1;
 	}
-	if (slot_reserve(pool, slot, error) == -1)
-		goto failed;
-	*taken_out = true;
+	if (!*taken_out)
+		slot_close(slot);
 	return 0;
-failed:
-	slot_close(slot);
-	return -1;
 }
 
 /* Without it the recovery waits until the dot-lock is stale. */
@@ -211,7 +240,7 @@ pool_holds(const struct journal_pool *pool, uint32_t number)
 static bool
 slot_in_use(const struct journal_pool *pool, uint32_t number)
 {
-	struct journal_slot slot = { .number = number, .journal_fd = -1, .lock_fd = -1 };
+	struct journal_slot slot = { .number = number, .journal_fd = -1, .sync_fd = -1 };
 	struct journal_owner owner;
 	struct error error;
 	bool in_use;
@@ -224,7 +253,10 @@ slot_in_use(const struct journal_pool *pool, uint32_t number)
 	return in_use;
 }
 
-/* Under the lock, the record decides: its update may have ended since it was looked at. */
+/*
+ * Under the lock, the record decides: its update may have ended since it was looked at. An agent
+ * that has outlived its monitor holds the journal's lock.
+ */
 static int
 claim(struct journal_pool *pool, uint32_t number, struct journal_owner *owner,
     struct journal_slot **slot_out, struct error *error)
@@ -243,7 +275,18 @@ claim(struct journal_pool *pool, uint32_t number, struct journal_owner *owner,
 		slot_close(&slot);
 		return 0;
 	}
+	if (slot_open_journal(pool, &slot, 0, &taken, error) == -1) {
+		slot_close(&slot);
+		return -1;
+	}
+	if (!taken) {
+		slot_close(&slot);
+		pool->foreign = true;
+		return 0;
+	}
 	slot.busy = true;
+	slot.used = true;
+	slot.uid = owner->uid;
 	pool->slots[pool->count] = slot;
 	*slot_out = &pool->slots[pool->count++];
 	return 0;
@@ -270,12 +313,17 @@ journal_pool_claim(struct journal_pool *pool,
 	return result;
 }
 
-/* An agent has a copy of the lock's descriptor: one that was taken over may have given it up. */
-static bool
-slot_is_free(const struct journal_slot *slot)
+uint32_t
+journal_pool_pending(const struct journal_pool *pool)
 {
-	return !slot->busy && flock(slot->lock_fd, LOCK_EX | LOCK_NB) == 0;
+	uint32_t count = 0;
+
+	for (uint32_t number = 0; number < MONITOR_JOURNALS_MAX; number++)
+		count += slot_in_use(pool, number) ? 1 : 0;
+	return count;
 }
+
+/* ---- giving a slot to a user ---- */
 
 /*
  * What nobody owns must be void. If it is damaged or in force all the same, it is kept for the
@@ -294,16 +342,72 @@ make_void(struct journal_pool *pool, struct journal_slot *slot, struct error *er
 	return journal_slot_set_aside(pool, slot, "nobody", error);
 }
 
-int
-journal_slot_take(struct journal_pool *pool, struct journal_slot **slot_out, struct error *error)
+/* Put a new file in the place of one that cannot be made clean. */
+static int
+replace_journal(struct journal_pool *pool, struct journal_slot *slot, struct error *error)
 {
+	char name[JOURNAL_NAME_MAX];
+	bool taken;
+
+	snprintf(name, sizeof name, "%u.journal", slot->number);
+	if (unlinkat(pool->directory_fd, name, 0) == -1)
+		return error_set_errno(error, errno, "cannot remove journal %s", name);
+	return slot_open_journal(pool, slot, O_EXCL, &taken, error);
+}
+
+/*
+ * Make the slot fit for a user who is not, or may not be, the last one: he finds no byte that
+ * another has left in the journal, and no process of another has it open. The descriptor of a
+ * former agent shares our open file: only a fresh one shows whether it is still there.
+ */
+static int
+clean(struct journal_pool *pool, struct journal_slot *slot, struct error *error)
+{
+	bool taken;
+	bool wiped = false;
+
+	slot->used = false;
+	if (slot_open_journal(pool, slot, 0, &taken, error) == -1)
+		return -1;
+	if (!taken || !journal_is_ours_alone(slot->journal_fd))
+		return replace_journal(pool, slot, error);
+	if (make_void(pool, slot, error) == -1 ||
+	    journal_wipe(slot->journal_fd, &wiped, error) == -1)
+		return -1;
+	return wiped ? 0 : replace_journal(pool, slot, error);
+}
+
+/*
+ * The best of our free slots: the last one of this user, which needs no work (if a former agent
+ * has not given up the lock that we share with it), else the one that is free for the longest
+ * time. NULL when all are busy.
+ */
+static struct journal_slot *
+find_free(struct journal_pool *pool, uint32_t uid, bool *same_user_out)
+{
+	struct journal_slot *found = NULL;
+
+	*same_user_out = false;
 	for (uint32_t i = 0; i < pool->count; i++) {
-		if (slot_is_free(&pool->slots[i])) {
-			pool->slots[i].busy = true;
-			*slot_out = &pool->slots[i];
-			return 0;
+		struct journal_slot *slot = &pool->slots[i];
+		if (slot->busy)
+			continue;
+		if (slot->used && slot->uid == uid &&
+		    flock(slot->journal_fd, LOCK_EX | LOCK_NB) == 0) {
+			*same_user_out = true;
+			return slot;
 		}
+		if (found == NULL || slot->released < found->released)
+			found = slot;
 	}
+	return found;
+}
+
+/* Take a slot into the pool that no monitor uses. NULL: there is none. */
+static int
+add_slot(struct journal_pool *pool, struct journal_slot **slot_out, struct error *error)
+{
+	*slot_out = NULL;
 	for (uint32_t number = 0; number < MONITOR_JOURNALS_MAX; number++) {
 		struct journal_slot slot;
 		struct journal_owner owner;
@@ -320,16 +424,30 @@ journal_slot_take(struct journal_pool *pool, struct journal_slot **slot_out, str
 			pool->foreign = true;
 			continue;
 		}
-		if (make_void(pool, &slot, error) == -1) {
-			slot_close(&slot);
-			return -1;
-		}
-		slot.busy = true;
 		pool->slots[pool->count] = slot;
 		*slot_out = &pool->slots[pool->count++];
 		return 0;
 	}
-	return error_set(error, ERROR_LIMIT, "all %u journals are in use", MONITOR_JOURNALS_MAX);
+	return 0;
+}
+
+int
+journal_slot_take(
+    struct journal_pool *pool, uint32_t uid, struct journal_slot **slot_out, struct error *error)
+{
+	bool same_user;
+	struct journal_slot *slot = find_free(pool, uid, &same_user);
+
+	if (slot == NULL && add_slot(pool, &slot, error) == -1)
+		return -1;
+	if (slot == NULL)
+		return error_set(
+		    error, ERROR_LIMIT, "all %u journals are in use", MONITOR_JOURNALS_MAX);
+	if (!same_user && clean(pool, slot, error) == -1)
+		return -1; /* it stays in the pool, and is cleaned when it is next wanted */
+	slot->busy = true;
+	*slot_out = slot;
+	return 0;
 }
 
 static int
@@ -350,6 +468,8 @@ journal_slot_assign(
 	memset(&record, 0, sizeof record);
 	record.in_use = 1;
 	record.owner = *owner;
+	slot->used = true;
+	slot->uid = owner->uid;
 	return slot_write(slot, &record, error);
 }
 
@@ -372,9 +492,12 @@ int
 journal_slot_release(struct journal_slot *slot, struct error *error)
 {
 	struct owner_record record;
+	struct timespec now;
 
 	memset(&record, 0, sizeof record);
+	clock_gettime(CLOCK_MONOTONIC, &now);
 	slot->busy = false;
+	slot->released = (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 	return slot_write(slot, &record, error);
 }
 
@@ -384,6 +507,7 @@ journal_slot_set_aside(
 {
 	char from[JOURNAL_NAME_MAX];
 	char to[JOURNAL_NAME_MAX];
+	bool taken;
 
 	snprintf(from, sizeof from, "%u.journal", slot->number);
 	snprintf(to, sizeof to, "foreign-%lld-%u-%.*s.journal", (long long)time(NULL), slot->number,
@@ -391,9 +515,8 @@ journal_slot_set_aside(
 	/* where anything fails, the slot stays busy: another's update must not meet this journal */
 	if (renameat(pool->directory_fd, from, pool->directory_fd, to) == -1)
 		return error_set_errno(error, errno, "cannot set journal %s aside", from);
-	close(slot->journal_fd);
-	slot->journal_fd = slot_open_file(pool, slot->number, "journal", O_RDWR | O_CREAT, error);
-	if (slot->journal_fd == -1 || slot_reserve(pool, slot, error) == -1)
+	slot->used = false;
+	if (slot_open_journal(pool, slot, O_EXCL, &taken, error) == -1)
 		return -1;
 	return journal_slot_release(slot, error);
 }

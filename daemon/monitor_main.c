@@ -92,7 +92,7 @@ withdraw(struct monitor *monitor)
 }
 
 int
-main(void)
+main(int argc, char *argv[])
 {
 	struct monitor monitor = { .spool_directory_fd = -1,
 		.temp_directory_fd = -1,
@@ -110,12 +110,16 @@ main(void)
 		return ROLE_EXIT_FAILED;
 	}
 	monitor.settings = role.settings;
+	monitor.recover_only = argc > 1 && strcmp(argv[1], "--recover") == 0;
+	monitor.started_ms = monitor_now_ms();
 	monitor.log = &role.log;
 	if (start(&monitor, &error) == -1) {
 		log_write(monitor.log, LOG_LEVEL_ERROR, "%s", error.text);
 		return ROLE_EXIT_FAILED;
 	}
 	status = monitor_run(&monitor);
+	if (monitor.recover_only && status == ROLE_EXIT_DONE)
+		status = monitor_recovery_report(&monitor);
 	withdraw(&monitor);
 	monitor_cache_free(monitor.cache);
 	monitor_sessions_free(monitor.sessions);

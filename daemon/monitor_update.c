@@ -15,6 +15,8 @@
 #include <unistd.h>
 
 #include "daemon/user_agent.h"
+#include "lib/expunge.h"
+#include "lib/store_io.h"
 
 static void
 answer_update(struct monitor *monitor, struct job *job, const struct message_update_result *result)
@@ -59,7 +61,8 @@ monitor_assign_journal(struct monitor *monitor, struct job *job, struct error *e
 
 	if ((job->kind == JOB_OPEN && !job->temp_drop) || job->kind == JOB_INDEX || job->recover)
 		return 0;
-	if (job->slot == NULL && journal_slot_take(&monitor->journals, &job->slot, error) == -1)
+	if (job->slot == NULL &&
+	    journal_slot_take(&monitor->journals, job->uid, &job->slot, error) == -1)
 		return -1;
 	if (job->slot->replaced)
 		log_write(monitor->log, LOG_LEVEL_ERROR,
@@ -311,6 +314,27 @@ belongs_here(
 	return false;
 }
 
+/*
+ * A journal that is void has nothing to recover, and no lock is to be waited for: the dot-lock of
+ * that name may be an orphan of a power cut that nobody knows.
+ */
+static bool
+is_void(struct monitor *monitor, struct journal_slot *slot)
+{
+	struct error error;
+	bool pending = true;
+
+	if (expunge_journal_pending(&store_io_system, slot->journal_fd, &pending, &error) == -1 ||
+	    pending)
+		return false;
+	if (store_sync(&store_io_system, slot->journal_fd, "journal", &error) == -1 ||
+	    journal_slot_release(slot, &error) == -1) {
+		log_write(monitor->log, LOG_LEVEL_ERROR, "%s", error.text);
+		return false;
+	}
+	return true;
+}
+
 void
 monitor_recover(
     struct monitor *monitor, struct journal_slot *slot, const struct journal_owner *owner)
@@ -318,8 +342,8 @@ monitor_recover(
 	struct error error;
 	struct job *job;
 
-	if (!belongs_here(monitor, slot, owner))
-		return; /* the slot stays busy */
+	if (is_void(monitor, slot) || !belongs_here(monitor, slot, owner))
+		return; /* in the latter case the slot stays busy */
 	job = monitor_job_new(monitor, JOB_RECOVER, 0, 0);
 	if (job == NULL)
 		return; /* the slot stays busy; the next monitor recovers it */

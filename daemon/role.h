@@ -48,6 +48,7 @@ enum role_exit {
 	ROLE_EXIT_FAILED = 1,  /* could not start: the reason is in the log */
 	ROLE_EXIT_CHANNEL = 2, /* a peer broke the message protocol */
 	ROLE_EXIT_RENEW = 3,   /* wants to be started anew (auth: PAM files changed) */
+	ROLE_EXIT_PENDING = 4, /* monitor --recover: not every update could be finished */
 };
 
 #endif

@@ -81,8 +81,8 @@ check_helper(const struct settings *settings, const char *name, struct error *er
 }
 
 int
-spawn_role(struct master *master, const struct settings *settings, const char *name, int monitor_fd,
-    pid_t *pid_out, int *channel_out, struct error *error)
+spawn_role(struct master *master, const struct settings *settings, const char *name,
+    const char *argument, int monitor_fd, pid_t *pid_out, int *channel_out, struct error *error)
 {
 	int pair[2] = { -1, -1 };
 	int frozen = -1;
@@ -104,7 +104,7 @@ spawn_role(struct master *master, const struct settings *settings, const char *n
 	}
 	if (child == 0) {
 		const int fds[] = { pair[1], frozen, master->logger.send_fd, monitor_fd };
-		execute(settings, name, NULL, fds, monitor_fd == -1 ? 3 : 4);
+		execute(settings, name, argument, fds, monitor_fd == -1 ? 3 : 4);
 	}
 	*pid_out = child;
 	*channel_out = pair[0];

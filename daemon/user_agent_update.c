@@ -263,14 +263,17 @@ lock_maildrop(struct update *update, bool *exists_out, struct error *error)
 	}
 }
 
-/* The locks and the owner record must outlive a power loss before the first byte moves. */
+/*
+ * The locks and the owner record must outlive a power loss before the first byte moves. The record
+ * first: it knows the dot-lock, and leads to it when nobody else does.
+ */
 static int
 make_durable(const struct update *update, struct error *error)
 {
-	if (dot_lock_make_durable(update->directory_fd, error) == -1)
+	if (store_sync(&store_io_system, update->agent->journal_lock_fd, "journal owner record",
+		error) == -1)
 		return -1;
-	return store_sync(
-	    &store_io_system, update->agent->journal_lock_fd, "journal owner record", error);
+	return dot_lock_make_durable(update->directory_fd, error);
 }
 
 /*

@@ -261,6 +261,7 @@ enum settings_action {
 	SETTINGS_SHOW_HELP,
 	SETTINGS_SHOW_VERSION,
 	SETTINGS_CHECK_CONFIG, /* --check-config: check and exit */
+	SETTINGS_RECOVER,      /* --recover: finish interrupted updates and exit */
 };
 
 /* What the command line asks for besides settings. */
@@ -275,8 +276,9 @@ struct settings_command_line {
 /*
  * Parse the command line (reference 4) in order; -f reads its file at the point where it stands.
  * Long options: --NAME=VALUE for every option of the table, and --help, --version,
- * --check-config, --foreground, --inetd. argv is not changed. A request for help or version
- * anywhere wins over everything else: no file is read, nothing is complained about, 0 is returned.
+ * --check-config, --recover, --foreground, --inetd. argv is not changed. A request for help or
+ * version anywhere wins over everything else: no file is read, nothing is complained about, 0 is
+ * returned.
  */
 int settings_read_command_line(struct settings *settings, int argc, char *const argv[],
     struct settings_command_line *command_line_out, struct settings_report *report);

@@ -309,6 +309,8 @@ read_general(struct reading *reading, const struct word *word)
 {
 	if (long_is(word, "check-config"))
 		reading->command_line->action = SETTINGS_CHECK_CONFIG;
+	else if (long_is(word, "recover"))
+		reading->command_line->action = SETTINGS_RECOVER;
 	else if (long_is(word, "foreground"))
 		reading->command_line->foreground = true;
 	else if (long_is(word, "inetd"))

@@ -141,6 +141,25 @@ finish_login(struct settings *settings, struct settings_report *report)
 		    "is ever answered");
 }
 
+/* ---- maildrop ---- */
+
+static void
+finish_maildrop(const struct settings *settings, struct settings_report *report)
+{
+	if (settings->fast_update && !settings->dot_locked_delivery)
+		WARN(report,
+		    "fast-update has no effect: mail could be lost where a delivery agent opens "
+		    "the "
+		    "spool before it takes the dot-lock; set dot-locked-delivery if none does, or "
+		    "remove fast-update (deletions in place are faster)");
+	if (settings->announce_expire == 0 && !settings->auto_delete)
+		WARN(report, "announce-expire = 0 announces that retrieved mail is deleted, but "
+			     "nothing does it: set auto-delete");
+	if (settings->auto_delete && settings_given(settings, "announce-expire") &&
+	    settings->announce_expire != 0)
+		WARN(report, "announce-expire has no effect: auto-delete announces EXPIRE 0");
+}
+
 /* ---- listeners ---- */
 
 /* A listener with its port filled in; values of the lists have been checked when they were read. */
@@ -204,6 +223,7 @@ settings_finish(struct settings *settings, struct settings_report *report)
 
 	finish_tls(settings, report);
 	finish_login(settings, report);
+	finish_maildrop(settings, report);
 	check_listeners(settings, report);
 	return report->errors == errors_before ? 0 : -1;
 }

@@ -173,6 +173,7 @@ static const char general_help[] =
     "  -v, --version         show the version and exit\n"
     "  -V                    show the version and how the program was built, and exit\n"
     "      --check-config    check the settings, say what is wrong, and exit\n"
+    "      --recover         finish interrupted updates, serve nobody, and exit\n"
     "      --foreground      stay in the foreground and log to standard error\n"
     "      --inetd           serve one client on standard input and output\n"
     "  -e login_delay=SECONDS,expire=DAYS\n"

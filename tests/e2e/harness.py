@@ -10,10 +10,12 @@ The programs under test are those of the build (POPPER_BUILD, default the curren
 import os
 import poplib
 import pwd
+import select
 import shutil
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import tempfile
@@ -138,6 +140,28 @@ def children_of(pid):
                 found[child] = names[child]
                 grown = True
     return found
+
+
+def status_of(pid):
+    """The fields of /proc/PID/stat behind the command name; empty when it is gone."""
+    try:
+        with open("/proc/%d/stat" % pid) as status:
+            return status.read().rsplit(")", 1)[1].split()
+    except (OSError, IndexError):
+        return []
+
+
+def state_of(pid):
+    return (status_of(pid) or "X")[0]
+
+
+def parent_of(pid):
+    return int((status_of(pid) or "X0")[1])
+
+
+def is_alive(pid):
+    """Whether that process still does anything; one that only waits to be reaped does not."""
+    return state_of(pid) not in "ZX"
 
 
 class Site:
@@ -300,6 +324,27 @@ class Site:
         self.process = None
         return status
 
+    def kill_service(self):
+        """SIGKILL for every process of the service at once, as in a power cut; waits for all of them."""
+        victims = [self.process.pid, *self.processes()]
+        for pid in victims:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        self.process.wait()
+        wait_until(lambda: not any(is_alive(pid) for pid in victims), 60, "the killed processes to be gone")
+        self.process = None
+
+    def recover(self, **changes):
+        """Run popper --recover: its exit status and what it wrote to standard error."""
+        self.write_settings(**changes)
+        run = subprocess.run([os.path.join(BUILD, "popper"), "--recover", "-f", self.path("popper.conf")],
+                             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+        with open(self.path("log"), "a") as log:
+            log.write("--- popper --recover: %d\n%s" % (run.returncode, run.stderr))
+        return run.returncode, run.stderr
+
     def log(self):
         try:
             with open(self.path("log"), encoding="latin-1") as log:
@@ -392,12 +437,136 @@ def kill_all(pids):
             pass
 
 
-def kill_everything(site):
-    """The whole service at once, as by a loss of power, but that the kernel lives."""
-    victims = site.processes()
-    site.process.kill()
-    kill_all(victims)
-    site.process.wait()
+# ---- maildrops ----
+
+def subject_of(client, index):
+    """The number in the subject of a message."""
+    line = next(line for line in client.top(index, 0)[1] if line.startswith(b"Subject:"))
+    return int(line.split()[-1])
+
+
+def wait_login(site, user="user", seconds=60):
+    """A session, as soon as there can be one."""
+    def attempt():
+        try:
+            return site.login(user, timeout=30)
+        except (OSError, EOFError, poplib.error_proto):
+            return None
+    return wait_until(attempt, seconds, "a login")
+
+
+def journals_in_force(site):
+    """How many journals say that a spool is being changed."""
+    count = 0
+    directory = os.path.join(site.state, "journal")
+    for name in os.listdir(directory) if os.path.isdir(directory) else ():
+        if not name[0].isdigit() or not name.endswith(".journal"):
+            continue
+        try:
+            with open(os.path.join(directory, name), "rb") as journal:
+                head = journal.read(8192).ljust(8192, b"\0")
+        except FileNotFoundError:  # replaced by a new one this instant
+            continue
+        records = [struct.unpack_from("<QQQQ", head, slot) for slot in (0, 4096)]
+        _, _, _, state = max(record if record[0] == 0x314c4e4a50584551 else (0, 0, 0, 0) for record in records)
+        count += state != 0
+    return count
+
+
+def stop_in_the_middle(site, client):
+    """QUIT, and the update agent is stopped while its journal is in force: its pid, or None if it was faster."""
+    monitor, = [pid for pid in site.processes("qpopper-monitor") if parent_of(pid) == site.process.pid]
+    client._putcmd("QUIT")
+    agent = 0
+    while agent == 0:
+        agent = min(children_of(monitor), default=0)
+        if agent == 0 and select.select([client.sock], [], [], 0)[0]:
+            return None
+    while is_alive(agent):
+        os.kill(agent, signal.SIGSTOP)
+        wait_until(lambda: state_of(agent) in "TZX", 60, "the agent to stop")
+        if journals_in_force(site):
+            return agent
+        try:
+            os.kill(agent, signal.SIGCONT)
+        except ProcessLookupError:
+            break
+        time.sleep(0.0005)
+    return None
+
+
+def stop_update(site):
+    """A maildrop of 48 MB loses its first message; the agent is stopped in the middle: mail, client, agent."""
+    mail = [message(number, "x" * (1 << 20)) for number in range(1, 49)]
+    site.add_user()
+    site.put_mail(mail)
+    # without fillers the spool must be moved, and holds nothing but the mail afterwards
+    site.start(filler="false")
+    for _ in range(10):
+        client = site.login()
+        client.dele(1)
+        agent = stop_in_the_middle(site, client)
+        if agent is not None:
+            return mail, client, agent
+        client.close()
+        wait_login(site).close()
+        site.put_mail(mail)
+    raise AssertionError("ten updates were all faster than a signal")
+
+
+def kill_everything_during_update(site):
+    """A maildrop of 48 MB loses its first message; the whole service dies in the middle of the update."""
+    mail, _, _ = stop_update(site)
+    site.kill_service()
+    return mail
+
+
+# ---- disks ----
+
+def make_image(path, kind, megabytes):
+    """A sparse file with a file system of that kind (ext4, xfs, btrfs) in it."""
+    need_root()
+    need_program("mkfs." + kind)
+    with open(path, "wb") as file:
+        file.truncate(megabytes << 20)
+    quiet = ["-q", "-m", "0"] if kind == "ext4" else ["-q"]
+    made = subprocess.run(["mkfs." + kind, *quiet, path], capture_output=True, text=True)
+    if made.returncode != 0:
+        raise Skip("mkfs.%s: %s" % (kind, made.stderr.strip().replace("\n", " ")))
+
+
+def mount(image, directory, options="loop"):
+    made = subprocess.run(["mount", "-o", options, image, directory], capture_output=True, text=True)
+    if made.returncode != 0:
+        reason = made.stderr.strip().split("\n")[0]
+        raise Skip("%s cannot be mounted here with -o %s: %s" % (os.path.basename(image), options, reason))
+
+
+def unmount(directory):
+    """Once nobody has a file open there; an agent that was killed may need a moment."""
+    wait_until(lambda: subprocess.run(["umount", directory], capture_output=True).returncode == 0, 30,
+               "%s to be unmounted" % directory)
+
+
+def mount_image(site, name, kind, megabytes, options="loop"):
+    """A file system of that kind and size at site/name, from the file site/name.image."""
+    directory = site.path(name)
+    make_image(directory + ".image", kind, megabytes)
+    os.mkdir(directory)
+    mount(directory + ".image", directory, options)
+    site.cleanups.append(lambda: subprocess.run(["umount", "-l", directory], capture_output=True))
+    return directory
+
+
+def fill(directory):
+    """Leave not one free block."""
+    with open(os.path.join(directory, "filler"), "wb") as filler:
+        for size in 1 << 20, 4096, 512:
+            try:
+                while True:
+                    os.write(filler.fileno(), b"x" * size)
+            except OSError:
+                pass
 
 
 def run_one(function):

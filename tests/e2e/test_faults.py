@@ -3,9 +3,7 @@
 import os
 import poplib
 import random
-import shutil
 import signal
-import subprocess
 import time
 
 from harness import *  # noqa: F403
@@ -154,37 +152,10 @@ def fcntl_lock_held(site):
 
 # ---- full disks ----
 
-def small_disk(site, megabytes):
-    """A file system of that size at site/small."""
-    need_root()
-    need_program("mkfs.ext4")
-    image, mount = site.path("image"), site.path("small")
-    os.mkdir(mount)
-    with open(image, "wb") as file:
-        file.truncate(megabytes << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
-    made = subprocess.run(["mount", "-o", "loop", image, mount], capture_output=True)
-    if made.returncode != 0:
-        raise Skip("cannot mount a loop device here")
-    site.cleanups.append(lambda: subprocess.run(["umount", "-l", mount]))
-    return mount
-
-
-def fill(directory):
-    """Leave not one free block."""
-    with open(os.path.join(directory, "filler"), "wb") as filler:
-        for size in 1 << 20, 4096, 512:
-            try:
-                while True:
-                    os.write(filler.fileno(), b"x" * size)
-            except OSError:
-                pass
-
-
 @test
 def delete_on_a_full_disk(site):
     """a user at the end of the spool's disk can delete: the journal lies elsewhere"""
-    site.spool = small_disk(site, 8)
+    site.spool = mount_image(site, "small", "ext4", 8)
     os.chown(site.spool, 0, 8)
     os.chmod(site.spool, 0o2775)
     site.add_user()
@@ -203,7 +174,7 @@ def delete_on_a_full_disk(site):
 @test
 def no_room_for_the_journal(site):
     """when even the journal has no room, QUIT says [SYS/TEMP] and the spool is as it was"""
-    site.state = small_disk(site, 4)
+    site.state = mount_image(site, "small", "ext4", 4)
     site.add_user()
     mail = [message(i) for i in range(1, 11)]
     site.put_mail(mail)
@@ -251,21 +222,6 @@ def any_process_killed(site):
         wait_until(works, 15, "a login after %s was killed" % name)
     assert site.read_mail() == "".join(mail).encode()
     assert site.stop() == 0
-
-
-def kill_everything_during_update(site):
-    """A maildrop of 48 MB loses its first message; the whole service dies while the spool is moved."""
-    mail = [message(number, "x" * (1 << 20)) for number in range(1, 49)]
-    site.add_user()
-    site.put_mail(mail)
-    site.start(filler="false")  # a whole block is cut out faster than anybody can be killed
-    client = site.login()
-    client.dele(1)
-    before = os.stat(site.spool_path()).st_mtime_ns
-    client._putcmd("QUIT")
-    wait_until(lambda: os.stat(site.spool_path()).st_mtime_ns != before, 20, "the first write")
-    kill_everything(site)
-    return mail
 
 
 @test
@@ -339,20 +295,6 @@ def killed_at_random(site):
     assert seen == sorted(alive), (set(seen) ^ set(alive), len(seen), len(set(seen)))
     wanted = "".join(alive[i] for i in sorted(alive)).encode()
     assert site.read_mail() == wanted
-
-
-def subject_of(client, index):
-    line = next(line for line in client.top(index, 0)[1] if line.startswith(b"Subject:"))
-    return int(line.split()[-1])
-
-
-def wait_login(site):
-    def attempt():
-        try:
-            return site.login(timeout=30)
-        except (OSError, EOFError, poplib.error_proto):
-            return None
-    return wait_until(attempt, 60, "a login")
 
 
 def deliver(site, number, alive):

@@ -572,7 +572,7 @@ def kill_during_update(site, path, **changes):
     before = os.stat(path).st_mtime_ns
     client._putcmd("QUIT")
     wait_until(lambda: os.stat(path).st_mtime_ns != before, 20, "the first write")
-    kill_everything(site)
+    site.kill_service()
     assert os.path.exists(path + ".lock")
     site.start(**changes)
     wait_until(lambda: "completed by recovery" in site.log(), 20, "the recovery")

@@ -29,7 +29,7 @@ ROLES = {
     "logger": Role("_qpopper", 0, 0, True, 0, "/", COMMON | {"log"}, {"log"}),
     "monitor": Role("root", AGENT_CAPABILITIES, 0, True, 0, "/",
                     COMMON | {"eventpoll", "signalfd", "spool directory", "state directory", "monitor's mark",
-                              "journal", "owner", "owner read-only", "memfd", "index"}, {"monitor's mark"}),
+                              "journal", "owner", "owner to be synced", "memfd", "index"}, {"monitor's mark"}),
     "worker parent": Role("_qpopper", 0, 0, True, 0, "empty", COMMON | {"signalfd"}, set()),
     "worker": Role("_qpopper", 0, 0, True, 2, "empty",
                    COMMON | {"eventpoll", "eventfd", "client", "spool read-only", "session lock", "memfd"}, set()),
@@ -41,7 +41,7 @@ ROLES = {
                           COMMON | {"spool directory", "spool read-only", "session lock", "memfd", "index read-only"},
                           {"spool read-only"}),
     "updating agent": Role("mailbox owner", 0, 0, True, 0, "/",
-                           COMMON | {"spool directory", "spool", "session lock", "journal", "owner read-only", "memfd",
+                           COMMON | {"spool directory", "spool", "session lock", "journal", "owner to be synced", "memfd",
                                      "index read-only"},
                            {"spool", "journal", "session lock"}),
 }
@@ -75,6 +75,7 @@ def kind_of(site, pid, number, tcp):
     target = os.readlink("/proc/%d/fd/%d" % (pid, number))
     flags = int(re.search(r"flags:\s*(\d+)", read_proc(pid, "fdinfo/%d" % number)).group(1), 8)
     read_only = flags & os.O_ACCMODE == os.O_RDONLY
+    no_data = flags & os.O_ACCMODE == os.O_ACCMODE  # neither read nor written, see open(2)
     if target.startswith("socket:["):
         return tcp.get(target[8:-1], "unix")
     if target.startswith(("anon_inode:[", "pipe:[", "/memfd:")):
@@ -92,7 +93,7 @@ def kind_of(site, pid, number, tcp):
     if target in (site.state, os.path.join(site.state, "journal"), os.path.join(site.state, "cache")):
         return "state directory"
     if target.startswith(site.state + "/journal/"):
-        return target.rsplit(".", 1)[1] + (" read-only" if read_only else "")
+        return target.rsplit(".", 1)[1] + (" read-only" if read_only else " to be synced" if no_data else "")
     if target.startswith(site.state + "/cache/"):
         return "index" + (" read-only" if read_only else "")
     if target.startswith(site.state + "/monitor."):

@@ -183,7 +183,7 @@ def killed_processes(site):
         client.dele(1)
         append(site, 100 + number)
         if name is None:
-            kill_everything(site)
+            site.kill_service()
             site.start(server_mode="false")
         else:
             kill_all(site.processes(name))
@@ -207,7 +207,7 @@ def killed_at_quit(site):
         client.dele(1)
         client._putcmd("QUIT")
         time.sleep(round_number * 0.002)
-        kill_everything(site)
+        site.kill_service()
         site.start(server_mode="false")
         client = wait_login(site)
         count = client.stat()[0]
@@ -217,20 +217,6 @@ def killed_at_quit(site):
         client.quit()
         wait_until(lambda: site.read_mail() == "".join(expected).encode(), 10, "the whole spool")
     client.close()
-
-
-def wait_login(site):
-    """A login as soon as the last session is through."""
-    clients = []
-
-    def works():
-        try:
-            clients.append(site.login())
-            return True
-        except (OSError, EOFError, poplib.error_proto):
-            return False
-    wait_until(works, 20, "a login")
-    return clients[0]
 
 
 if __name__ == "__main__":

@@ -185,7 +185,6 @@ static const struct bad_words bad_words[] = {
 	{ "-e", "expire=3,", "-e: expected" },
 	{ "-e", "expire=x", "command line: -e: announce-expire must be" },
 	{ "-e", "expire=00000000000000000000000000000000000003", "announce-expire is too long" },
-	{ "-F", NULL, "fast-update = true is not available in this version yet" },
 	{ "-u", NULL, "user-options = true is not available in this version yet" },
 	{ "-U", NULL, "spool-options = true is not available" },
 	{ "-k", NULL, "kerberos = true is not available" },
@@ -241,6 +240,9 @@ START_TEST(general_options_ask_the_master)
 	ck_assert_int_eq(READ("--foreground", "--inetd", "--check-config"), 0);
 	ck_assert(command_line.foreground && command_line.inetd);
 	ck_assert_int_eq(command_line.action, SETTINGS_CHECK_CONFIG);
+	ck_assert_int_eq(READ("--recover"), 0);
+	ck_assert_int_eq(command_line.action, SETTINGS_RECOVER);
+	ck_assert_int_eq(READ("--recover=now"), -1);
 }
 END_TEST
 

@@ -140,6 +140,27 @@ START_TEST(contradiction_is_refused)
 }
 END_TEST
 
+static const struct {
+	const char *text;
+	const char *complaint; /* NULL: none */
+} useless[] = {
+	{ "set fast-update = true\n", "fast-update has no effect" },
+	{ "set fast-update = true\nset dot-locked-delivery = true\n", NULL },
+	{ "set announce-expire = 0\n", "set auto-delete" },
+	{ "set announce-expire = 0\nset auto-delete = true\n", NULL },
+	{ "set announce-expire = 5\nset auto-delete = true\n", "announces EXPIRE 0" },
+};
+
+START_TEST(what_has_no_effect_is_warned_of)
+{
+	ck_assert_int_eq(finish(useless[_i].text), 0);
+	if (useless[_i].complaint != NULL)
+		expect_complaint(useless[_i].complaint);
+	else
+		ck_assert_uint_eq(report.count, 0);
+}
+END_TEST
+
 static TCase *
 whole_case(void)
 {
@@ -152,6 +173,7 @@ whole_case(void)
 	tcase_add_test(tcase, passwd_file_chooses_itself);
 	tcase_add_test(tcase, alternate_port_alone_makes_plain_listeners_tls);
 	tcase_add_loop_test(tcase, contradiction_is_refused, 0, COUNT_OF(bad_wholes));
+	tcase_add_loop_test(tcase, what_has_no_effect_is_warned_of, 0, COUNT_OF(useless));
 	return tcase;
 }
 
