@@ -242,7 +242,7 @@ static const struct bad_form bad_forms[] = {
 	FORM(HEADING "nonsense\0+30\0end", "bad entry \"nonsense\""),
 	FORM(HEADING "bulldir\0+\0end", "bad entry \"bulldir\""),
 	FORM(HEADING "config-file\0+/etc/passwd\0end", "bad entry \"config-file\""),
-	FORM(HEADING "update-on-abort\0+true\0end", "update-on-abort = true is not available"),
+	FORM(HEADING "spool-options\0+true\0end", "spool-options = true is not available"),
 	FORM(HEADING "spool-dir\0+mail\0end", "spool-dir must be a path"),
 	FORM(HEADING "log-login\0+%n\0end", "log-login may contain"),
 	FORM(HEADING "clear-text-password\0-never\0end", "refused"),
