@@ -227,6 +227,8 @@ enum login_result_flags {
 	LOGIN_HAS_LOCK = 2,
 	LOGIN_HAS_TABLE = 4,
 	LOGIN_RACY = 8, /* identity was racily clean at indexing: verify before use */
+	LOGIN_TEMP_DROP =
+	    16, /* LOGIN_RESULT: the session works in a temp drop, and always updates */
 };
 
 struct message_login_result {
@@ -270,7 +272,7 @@ struct message_agent_index {
  */
 struct message_update {
 	uint64_t session;
-	uint32_t records;      /* at least 1 */
+	uint32_t records;      /* 0: mail is only to be put back from a temp drop */
 	uint32_t strings_size; /* bytes */
 	uint32_t expected;     /* messages in the maildrop as the session saw it */
 	uint32_t reserved;

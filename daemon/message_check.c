@@ -205,8 +205,9 @@ check_login_flags(const struct message *message, const struct parties *parties)
 	const struct message_login_result *result = &message->payload.login_result;
 	uint32_t with_fd = LOGIN_HAS_SPOOL | LOGIN_HAS_LOCK | LOGIN_HAS_TABLE;
 	uint32_t lock = result->flags & LOGIN_HAS_LOCK;
+	uint32_t others = LOGIN_RACY | (parties->sender == ROLE_AGENT ? 0 : LOGIN_TEMP_DROP);
 
-	if (result->flags & ~(with_fd | LOGIN_RACY))
+	if (result->flags & ~(with_fd | others))
 		return "flags out of range";
 	if ((unsigned)__builtin_popcount(result->flags & with_fd) != message->fd_count)
 		return "flags and descriptors disagree";
@@ -307,7 +308,7 @@ check_update(const struct message *message, const struct parties *parties)
 		return "session is 0";
 	if (update->expected > MBOX_MAX_MESSAGES)
 		return "expected out of range";
-	if (update->records == 0 || update->records > update->expected)
+	if (update->records > update->expected)
 		return "records out of range";
 	if (update->reserved)
 		return "reserved is not 0";

@@ -229,6 +229,8 @@ monitor_opened(struct monitor *monitor, struct job *job, struct message *message
 	result.session = job->session;
 	result.open_microseconds = (uint64_t)(monitor_now_ms() - job->started_ms) * 1000;
 	memcpy(result.user, job->user, sizeof result.user);
+	if (job->temp_drop)
+		result.flags |= LOGIN_TEMP_DROP;
 	if (result.flags & LOGIN_HAS_SPOOL)
 		fds[count++] = message->fds[next++];
 	if (result.flags & LOGIN_HAS_LOCK)

@@ -97,9 +97,11 @@ struct pop3_session {
 	const struct pop3_host *host;
 	enum pop3_state state;
 	enum pop3_want want;
-	bool tls;	   /* inside TLS */
-	bool user_invalid; /* the name given to USER is not what user holds, or impossible */
-	uint8_t listing;   /* which listing runs, enum pop3_listing */
+	bool tls;	    /* inside TLS */
+	bool update_always; /* set by the host after login: QUIT wants an update without marks, too
+			     */
+	bool user_invalid;  /* the name given to USER is not what user holds, or impossible */
+	uint8_t listing;    /* which listing runs, enum pop3_listing */
 	unsigned login_failures;
 	unsigned unknown_commands;
 	unsigned long_lines;

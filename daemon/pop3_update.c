@@ -127,7 +127,7 @@ pop3_command_rset(
 static bool
 spool_changes(const struct pop3_session *session)
 {
-	return session->deleted_count > 0 ||
+	return session->update_always || session->deleted_count > 0 ||
 	       (session->read_count > 0 && session->host->settings->update_status_headers);
 }
 
@@ -161,8 +161,9 @@ pop3_update_result(struct pop3_session *session, bool done, struct buffer *out)
 bool
 pop3_abort(struct pop3_session *session)
 {
+	bool marked = session->deleted_count > 0 || session->read_count > 0;
 	bool update = session->state == POP3_TRANSACTION &&
-		      session->host->settings->update_on_abort && spool_changes(session);
+		      session->host->settings->update_on_abort && marked && spool_changes(session);
 
 	session->state = POP3_CLOSED;
 	session->want = POP3_WANT_CLOSE;

@@ -308,6 +308,8 @@ remember_survivors(struct update *update, const struct expunge_plan *plan)
 	struct indexed_spool after;
 	struct error ignored;
 
+	if (update->agent->settings->content_length)
+		return; /* one that led nowhere may lead to a separator now: only a scan tells */
 	user_agent_indexed_start(&after);
 	after.filesystem = update->indexed.filesystem;
 	after.read_spool = true;

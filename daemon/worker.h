@@ -92,6 +92,7 @@ struct maildrop {
 	bool plain_reads;    /* RWF_NOWAIT does not work, but reads do not block */
 	bool threaded_reads; /* RWF_NOWAIT does not work, and reads may block */
 	bool verify;	     /* messages must be verified before use */
+	bool temp_drop;	     /* the mail is to be put back into the spool */
 	enum spool_filesystem filesystem;
 	struct spool_identity identity; /* under which the table was made */
 	struct mbox_table table;	/* borrows from block, or from map */

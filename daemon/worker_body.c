@@ -120,6 +120,7 @@ maildrop_take(struct maildrop *maildrop, struct worker_images *images, struct me
 	maildrop->filesystem = result->filesystem;
 	maildrop->identity = result->identity;
 	maildrop->verify = result->flags & LOGIN_RACY;
+	maildrop->temp_drop = result->flags & LOGIN_TEMP_DROP;
 	failed = take_table(maildrop, images, message, table_fd, error);
 	if (table_fd >= 0)
 		close(table_fd);
@@ -221,7 +222,7 @@ maildrop_post_update(struct connection *connection, struct error *error)
 	update.records = measure_changes(connection, &strings_size);
 	size = table_size(update.records, 0) + strings_size;
 	fits = size <= MESSAGE_TABLE_INLINE * sizeof(struct mbox_message);
-	list = malloc(size);
+	list = malloc(size + 1);
 	if (list == NULL || strings_size > UINT32_MAX) {
 		free(list);
 		return error_set_errno(error, ENOMEM, "cannot make a list of changes");

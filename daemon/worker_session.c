@@ -242,6 +242,7 @@ login_done(struct connection *connection)
 	struct message_session message = { .session = connection->session };
 
 	connection->logged_in = true;
+	connection->engine.update_always = connection->maildrop.temp_drop;
 	connection->progress = worker->now;
 	connection->figures.left = connection->maildrop.table.count;
 	connection->figures.left_octets = connection->maildrop.table.total_octets;

@@ -124,8 +124,8 @@ int mbox_scan(const struct store_io *io, int fd, uint64_t size, const struct mbo
  * The same for a spool of which the first old->spool_size bytes are known, and which has grown
  * since: only what came is read, and *table_out is what a scan of all would give (caller frees it).
  * *appended_out is false, and there is no table, where at the old end no message begins: then
- * something else has happened than an append. That the first bytes are still those of the table is
- * the caller's to know.
+ * something else has happened than an append; and with content_length, where only the whole tells.
+ * That the first bytes are still those of the table is the caller's to know.
  */
 int mbox_scan_grown(const struct store_io *io, int fd, uint64_t size,
     const struct mbox_options *options, const struct mbox_table *old, bool *appended_out,

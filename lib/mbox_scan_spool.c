@@ -224,7 +224,9 @@ mbox_scan_grown(const struct store_io *io, int fd, uint64_t size,
 	int result;
 
 	*appended_out = false;
-	if (old->count == 0 || size <= old->spool_size)
+	/* a Content-Length may have led beyond the old end, and lead to a separator now */
+	if (old->count == 0 || size <= old->spool_size ||
+	    (options != NULL && options->content_length))
 		return 0;
 	if (mbox_boundary_stands(io, fd, size, old->format, old->spool_size, appended_out, error) <
 	    0)

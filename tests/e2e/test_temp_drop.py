@@ -67,7 +67,7 @@ def ends_without_deletions(site):
     client = site.login()
     client.retr(1)
     client.quit()
-    wait_for_spool(site, (1, 2))
+    assert site.read_mail() == (message(1) + message(2)).encode()
     client = wait_login(site)
     client.dele(1)
     append(site, 3)
