@@ -211,12 +211,10 @@ static const struct bad_line bad_lines[] = {
 	{ "set server-name = 'a b'", "server-name must be a host name" },
 	{ "set config-file = ''", "config-file needs the path" },
 	{ "set shy\001", "1:8: octet \\001 is not allowed" },
-	{ "set bulldb",
-	    "bulldb = true is not available in this version yet: remove "
-	    "the line, or set it to false" },
-	{ "reset sync",
-	    "sync = false is not available in this version yet: remove the "
-	    "line, or set it to true" },
+	{ "set bulldb", "bulldb = true is not available in this version yet: remove "
+			"the line, or set it to false" },
+	{ "reset sync", "sync = false is not available in this version yet: remove the "
+			"line, or set it to true" },
 	{ "set max-bulletins = 2", "remove the line, or set it to 1" },
 	{ "set hash-spool = 3", "a whole number from 0 to 2" },
 	{ "set chunky-writes = never", "remove the line, or set it to default" },
