@@ -91,6 +91,13 @@ void user_agent_indexed_free(struct indexed_spool *spool);
  */
 int user_agent_index_spool(const struct user_agent *agent, int fd, bool trust_index,
     struct indexed_spool *spool, struct error *error);
+/*
+ * The same for a spool that is not locked: lock it for reading, and look until nothing can have
+ * changed meanwhile. On success the lock is held. It is not while a dot-lock is waited for: the
+ * holder of that may be waiting for it (Debian policy 11.6).
+ */
+int user_agent_look(const struct user_agent *agent, int directory_fd, int fd,
+    struct indexed_spool *spool, struct error *error);
 /* Let a table that is borrowed be changed. */
 int user_agent_own_table(struct indexed_spool *spool, struct error *error);
 /* Make the image for the worker: worker_fd, or image_fd where nothing is hidden. */
@@ -137,7 +144,10 @@ int user_agent_update_temp_drop(const struct user_agent *agent, const struct sto
 /* A dot-lock whose holder waited for the kernel locks in vain is let go for so long. */
 #define USER_AGENT_LET_GO_MS 1100 /* deliverers look once a second */
 
-/* Wait for the kernel locks on fd until mail-lock-timeout is over; an update only a moment. */
+/*
+ * Wait for the kernel locks on fd until mail-lock-timeout is over; who holds a dot-lock meanwhile,
+ * only a moment.
+ */
 int user_agent_lock_spool(
     const struct user_agent *agent, int fd, bool exclusive, bool network, struct error *error);
 /* Wait for the dot-lock in directory_fd in the same way (private directories only). */

@@ -400,6 +400,34 @@ change_temp_drop(struct update *update, struct error *error)
 	return result;
 }
 
+/* Only read marks: they go into the index, and the spool is read at most. */
+static int
+keep_marks(struct update *update, struct error *error)
+{
+	const struct user_agent *agent = update->agent;
+	enum spool_filesystem filesystem;
+	bool exists;
+
+	if (user_agent_directory(agent, &update->directory_fd, error) == -1 ||
+	    spool_open_as_owner(update->directory_fd, agent->names->spool, agent->uid, false,
+		&exists, &update->spool_fd, error) == -1)
+		return -1;
+	if (!exists)
+		return 0;
+	if (user_agent_check_filesystem(agent, update->spool_fd, &filesystem, error) == -1)
+		return -1;
+	update->indexed.filesystem = filesystem;
+	if (user_agent_look(
+		agent, update->directory_fd, update->spool_fd, &update->indexed, error) == -1 ||
+	    mark_wanted(update, error) == -1)
+		return -1;
+	if (update->result.deleted > 0)
+		return error_set(error, ERROR_FORMAT, "a list of read marks deletes messages");
+	update->indexed.read_spool |= update->marked;
+	remember(update);
+	return 0;
+}
+
 static int
 apply(struct update *update, struct error *error)
 {
@@ -408,6 +436,8 @@ apply(struct update *update, struct error *error)
 	if (update->agent->update->records > 0 &&
 	    (load_list(update, error) == -1 || make_set(update, error) == -1))
 		return -1;
+	if (update->agent->journal_fd == -1 && !update->agent->temp_drop)
+		return keep_marks(update, error);
 	if (lock_maildrop(update, &exists, error) == -1)
 		return -1;
 	return update->agent->temp_drop ? change_temp_drop(update, error)

@@ -219,6 +219,7 @@ maildrop_post_update(struct connection *connection, struct error *error)
 	int failed = 0;
 
 	update.records = measure_changes(connection, &strings_size);
+	update.deleted = connection->engine.deleted_count;
 	size = table_size(update.records, 0) + strings_size;
 	fits = size <= MESSAGE_TABLE_INLINE * sizeof(struct mbox_message);
 	list = malloc(size);
