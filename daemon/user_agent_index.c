@@ -179,7 +179,8 @@ static uint32_t
 index_options(const struct settings *settings)
 {
 	return (settings->content_length ? INDEX_CONTENT_LENGTH : 0u) |
-	       (settings->uw_kluge ? INDEX_UW_KLUGE : 0u);
+	       (settings->uw_kluge ? INDEX_UW_KLUGE : 0u) |
+	       (settings->deferred_purge ? INDEX_DEFERRED_PURGE : 0u);
 }
 
 /* The better of the two images that the monitor has handed us. */
@@ -231,10 +232,13 @@ carry_marks(struct indexed_spool *spool, struct error *error)
  * only grown.
  */
 static int
-scan_appended(int fd, const struct mbox_options *options, struct indexed_spool *spool,
-    bool *done_out, struct error *error)
+scan_appended(const struct user_agent *agent, int fd, const struct mbox_options *options,
+    struct indexed_spool *spool, bool *done_out, struct error *error)
 {
 	if (index_is_prefix(&store_io_system, fd, &spool->index, done_out, error) == -1)
+		return -1;
+	if (*done_out && agent->settings->deferred_purge &&
+	    purge_all_known(&store_io_system, fd, &spool->index.table, done_out, error) == -1)
 		return -1;
 	if (!*done_out)
 		return 0;
@@ -250,7 +254,7 @@ scan(const struct user_agent *agent, int fd, enum index_use use, struct indexed_
 	struct mbox_options options = scan_options(agent->settings);
 	bool done = false;
 
-	if (use == INDEX_GROWN && scan_appended(fd, &options, spool, &done, error) == -1)
+	if (use == INDEX_GROWN && scan_appended(agent, fd, &options, spool, &done, error) == -1)
 		return -1;
 	if (done)
 		return 0;
@@ -398,7 +402,7 @@ file_still_serves(const struct user_agent *agent, int fd, const struct indexed_s
 {
 	return agent->index_fd != -1 &&
 	       index_still_serves(&store_io_system, agent->index_fd, fd, &spool->identity,
-		   index_options(agent->settings), index_count_marks(&spool->table), FILE_SLACK);
+		   index_options(agent->settings), &spool->table, FILE_SLACK);
 }
 
 int

@@ -88,7 +88,6 @@ take_table(struct maildrop *maildrop, struct worker_images *images, const struct
 		.strings_size = result->strings_size,
 		.spool_size = result->identity.size,
 		.total_octets = result->total_octets,
-		.hidden = result->hidden,
 	};
 	if (table_fd >= 0)
 		return worker_image_take(
@@ -121,6 +120,7 @@ maildrop_take(struct maildrop *maildrop, struct worker_images *images, struct me
 	maildrop->identity = result->identity;
 	maildrop->verify = result->flags & LOGIN_RACY;
 	failed = take_table(maildrop, images, message, table_fd, error);
+	maildrop->table.hidden = result->hidden; /* for the client's ears: none of them is here */
 	if (table_fd >= 0)
 		close(table_fd);
 	return failed;
