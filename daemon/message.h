@@ -275,7 +275,7 @@ struct message_update {
 	uint32_t records;      /* 0: mail is only to be put back from a temp drop */
 	uint32_t strings_size; /* bytes */
 	uint32_t expected;     /* messages in the maildrop as the session saw it */
-	uint32_t reserved;
+	uint32_t deleted;      /* how many of the records are deletions; 0: read marks only */
 };
 
 enum update_status {

@@ -310,8 +310,8 @@ check_update(const struct message *message, const struct parties *parties)
 		return "expected out of range";
 	if (update->records > update->expected)
 		return "records out of range";
-	if (update->reserved)
-		return "reserved is not 0";
+	if (update->deleted > update->records)
+		return "deleted out of range";
 	return check_table(message, update->records, update->strings_size, message->fd_count == 2);
 }
 

@@ -173,8 +173,8 @@ room_for_agent(const struct monitor *monitor, const struct job *job)
 /* ---- steps ---- */
 
 /*
- * Take the dot-lock in the shared directory; false while it is busy and time is left. Opening needs
- * none (see user_agent_open.c).
+ * Take the dot-lock in the shared directory; false while it is busy and time is left. Opening and
+ * marks need none (see user_agent_look).
  */
 static bool
 try_dot_lock(struct monitor *monitor, struct job *job, int64_t now)
@@ -185,7 +185,7 @@ try_dot_lock(struct monitor *monitor, struct job *job, int64_t now)
 
 	if (job->recover && !job->private_directory && !job->dot_locked)
 		monitor_adopt_dot_lock(job);
-	if ((job->kind == JOB_OPEN && !job->temp_drop) || job->private_directory || job->dot_locked)
+	if (!monitor_update_writes(monitor, job) || job->private_directory || job->dot_locked)
 		return true;
 	monitor_note_lock(monitor, job);
 	if (dot_lock_try(job->directory_fd, job->names.dot_lock, monitor->settings->no_atomic_open,
@@ -373,8 +373,7 @@ monitor_agent_message(struct monitor *monitor, struct job *job, struct message *
 			opening_failed(monitor, job, &message->payload.login_result);
 		return;
 	case MESSAGE_AGENT_LOCKED:
-		if ((job->kind == JOB_OPEN && !job->temp_drop) || job->kind == JOB_INDEX ||
-		    job->spool_fd != -1)
+		if (!monitor_update_writes(monitor, job) || job->spool_fd != -1)
 			break;
 		job->spool_fd = message_take_fd(message, 0);
 		job->agent_locked = true;

@@ -148,6 +148,11 @@ void monitor_update_failed(
     struct monitor *monitor, struct job *job, enum update_status status, const char *reason);
 /* The update is over, and so is its session. */
 void monitor_update_end(struct monitor *monitor, struct job *job);
+/*
+ * Whether the job may write to the spool, as all with a temp drop do. One that only carries read
+ * marks into the index does not, and needs neither dot-lock nor journal.
+ */
+bool monitor_update_writes(const struct monitor *monitor, const struct job *job);
 /* Before an update's agent starts: a journal, and the record of whose it is. */
 int monitor_assign_journal(struct monitor *monitor, struct job *job, struct error *error);
 /* AGENT_FINISHED. */

@@ -103,7 +103,7 @@ monitor_replacement_make(struct monitor *monitor, struct job *job)
 	const struct settings *settings = monitor->settings;
 	struct error error;
 
-	if (job->kind != JOB_UPDATE || job->recover || job->private_directory ||
+	if (!monitor_update_writes(monitor, job) || job->recover || job->private_directory ||
 	    job->replacement_fd != -1 || !settings->fast_update || !settings->dot_locked_delivery)
 		return;
 	if (make_replacement(monitor, job, &error) == -1)

@@ -53,13 +53,24 @@ monitor_update_end(struct monitor *monitor, struct job *job)
 	monitor_job_finish(monitor, job);
 }
 
+bool
+monitor_update_writes(const struct monitor *monitor, const struct job *job)
+{
+	if (job->recover || job->kind == JOB_RECOVER)
+		return true;
+	if (job->temp_drop)
+		return job->kind == JOB_OPEN || job->kind == JOB_UPDATE;
+	return job->kind == JOB_UPDATE &&
+	       (job->update.deleted > 0 || monitor->settings->update_status_headers);
+}
+
 /* Before an update or recovery: whose journal it is stands on disk before the agent's commit. */
 int
 monitor_assign_journal(struct monitor *monitor, struct job *job, struct error *error)
 {
 	struct journal_owner owner;
 
-	if ((job->kind == JOB_OPEN && !job->temp_drop) || job->kind == JOB_INDEX || job->recover)
+	if (!monitor_update_writes(monitor, job) || job->recover)
 		return 0;
 	if (job->slot == NULL &&
 	    journal_slot_take(&monitor->journals, job->uid, &job->slot, error) == -1)
@@ -128,6 +139,8 @@ monitor_update_finished(
 	struct message_update_result *result = &finished;
 	struct error error;
 
+	if (!monitor_update_writes(monitor, job))
+		result->recovery = RECOVERY_NONE; /* whatever the agent says */
 	if (result->status == UPDATE_LOCKED && lock_again(monitor, job))
 		return;
 	job->agent_finished = true;

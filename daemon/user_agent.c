@@ -46,7 +46,8 @@ lock_patience_ms(const struct user_agent *agent)
 {
 	int64_t patience = agent->settings->mail_lock_timeout * 1000;
 
-	if (agent->kind == USER_AGENT_UPDATE && patience > DOT_LOCKED_PATIENCE_MS)
+	if (agent->kind == USER_AGENT_UPDATE && agent->journal_fd != -1 &&
+	    patience > DOT_LOCKED_PATIENCE_MS)
 		patience = DOT_LOCKED_PATIENCE_MS;
 	return patience;
 }

@@ -14,6 +14,7 @@
 #include "lib/expunge.h"
 #include "lib/index.h"
 #include "lib/lock.h"
+#include "lib/purge.h"
 #include "lib/settings.h"
 #include "lib/spool.h"
 
@@ -91,6 +92,13 @@ void user_agent_indexed_free(struct indexed_spool *spool);
  */
 int user_agent_index_spool(const struct user_agent *agent, int fd, bool trust_index,
     struct indexed_spool *spool, struct error *error);
+/*
+ * The same for a spool that is not locked: lock it for reading, and look until nothing can have
+ * changed meanwhile. On success the lock is held. It is not while a dot-lock is waited for: the
+ * holder of that may be waiting for it (Debian policy 11.6).
+ */
+int user_agent_look(const struct user_agent *agent, int directory_fd, int fd,
+    struct indexed_spool *spool, struct error *error);
 /* Let a table that is borrowed be changed. */
 int user_agent_own_table(struct indexed_spool *spool, struct error *error);
 /* Make the image for the worker: worker_fd, or image_fd where nothing is hidden. */
@@ -107,6 +115,17 @@ int user_agent_send_index(
  * make it firm. False where that cannot be had for less than the spool's next scan costs.
  */
 bool user_agent_firm_identity(int fd, struct indexed_spool *spool);
+
+/* ---- deferred-purge (user_agent_purge.c) ---- */
+
+/*
+ * Make the tombstones for the deleted messages of the spool behind fd where settings allow them,
+ * and nothing speaks for a rewrite (lib/purge.h). *possible_out is false where it is to be
+ * rewritten; else the marks are the caller's (purge_marks_free).
+ */
+int user_agent_make_marks(const struct user_agent *agent, const struct store_io *io, int fd,
+    const struct mbox_table *table, const uint8_t *deleted, struct purge_marks *marks_out,
+    bool *possible_out, struct error *error);
 
 /* ---- sessions in a temp drop (user_agent_temp_drop.c) ---- */
 
@@ -137,7 +156,10 @@ int user_agent_update_temp_drop(const struct user_agent *agent, const struct sto
 /* A dot-lock whose holder waited for the kernel locks in vain is let go for so long. */
 #define USER_AGENT_LET_GO_MS 1100 /* deliverers look once a second */
 
-/* Wait for the kernel locks on fd until mail-lock-timeout is over; an update only a moment. */
+/*
+ * Wait for the kernel locks on fd until mail-lock-timeout is over; who holds a dot-lock meanwhile,
+ * only a moment.
+ */
 int user_agent_lock_spool(
     const struct user_agent *agent, int fd, bool exclusive, bool network, struct error *error);
 /* Wait for the dot-lock in directory_fd in the same way (private directories only). */

@@ -23,6 +23,7 @@
 #define WORTH_MESSAGES 64u	    /* messages, is read again at a price */
 #define FILE_SLACK     (1u << 20)   /* bytes that a spool may grow before its file is renewed */
 #define TICKS_MAX      3u	  /* clock ticks that a spool's identity may take to become firm */
+#define LOOK_ATTEMPTS  20u	  /* while the spool changes under us */
 #define SCAN_CHEAP     (8u << 20) /* bytes that are scanned again as fast as a tick goes by */
 
 void
@@ -178,7 +179,8 @@ static uint32_t
 index_options(const struct settings *settings)
 {
 	return (settings->content_length ? INDEX_CONTENT_LENGTH : 0u) |
-	       (settings->uw_kluge ? INDEX_UW_KLUGE : 0u);
+	       (settings->uw_kluge ? INDEX_UW_KLUGE : 0u) |
+	       (settings->deferred_purge ? INDEX_DEFERRED_PURGE : 0u);
 }
 
 /* The better of the two images that the monitor has handed us. */
@@ -230,10 +232,13 @@ carry_marks(struct indexed_spool *spool, struct error *error)
  * only grown.
  */
 static int
-scan_appended(int fd, const struct mbox_options *options, struct indexed_spool *spool,
-    bool *done_out, struct error *error)
+scan_appended(const struct user_agent *agent, int fd, const struct mbox_options *options,
+    struct indexed_spool *spool, bool *done_out, struct error *error)
 {
 	if (index_is_prefix(&store_io_system, fd, &spool->index, done_out, error) == -1)
+		return -1;
+	if (*done_out && agent->settings->deferred_purge &&
+	    purge_all_known(&store_io_system, fd, &spool->index.table, done_out, error) == -1)
 		return -1;
 	if (!*done_out)
 		return 0;
@@ -249,7 +254,7 @@ scan(const struct user_agent *agent, int fd, enum index_use use, struct indexed_
 	struct mbox_options options = scan_options(agent->settings);
 	bool done = false;
 
-	if (use == INDEX_GROWN && scan_appended(fd, &options, spool, &done, error) == -1)
+	if (use == INDEX_GROWN && scan_appended(agent, fd, &options, spool, &done, error) == -1)
 		return -1;
 	if (done)
 		return 0;
@@ -280,6 +285,50 @@ user_agent_index_spool(const struct user_agent *agent, int fd, bool trust_index,
 		use = INDEX_STALE;
 	spool->read_spool = true;
 	return scan(agent, fd, use, spool, error);
+}
+
+/* One look at the spool, which is locked; *stable_out: nothing can have changed meanwhile. */
+static int
+look_once(const struct user_agent *agent, int directory_fd, int fd, struct indexed_spool *spool,
+    bool *stable_out, struct error *error)
+{
+	enum spool_filesystem filesystem = spool->filesystem;
+	struct spool_identity identity;
+	bool complete = true;
+
+	if (user_agent_index_spool(agent, fd, true, spool, error) == -1) {
+		if (error->code != ERROR_CHANGED)
+			return -1;
+		complete = false;
+	}
+	if (take_identity(fd, &identity, error) == -1)
+		return -1;
+	*stable_out = complete && spool_identity_equal(&identity, &spool->identity) &&
+		      !dot_lock_present(directory_fd, agent->names->dot_lock);
+	if (*stable_out)
+		return 0;
+	user_agent_indexed_free(spool);
+	spool->filesystem = filesystem;
+	return spool_unlock(fd, filesystem == SPOOL_NETWORK, error);
+}
+
+int
+user_agent_look(const struct user_agent *agent, int directory_fd, int fd,
+    struct indexed_spool *spool, struct error *error)
+{
+	for (unsigned attempt = 0; attempt < LOOK_ATTEMPTS; attempt++) {
+		bool stable;
+
+		if (user_agent_wait_for_deliverer(agent, directory_fd, error) == -1 ||
+		    user_agent_lock_spool(
+			agent, fd, false, spool->filesystem == SPOOL_NETWORK, error) == -1 ||
+		    look_once(agent, directory_fd, fd, spool, &stable, error) == -1)
+			return -1;
+		if (stable)
+			return 0;
+	}
+	return error_set(
+	    error, ERROR_LOCKED, "the spool is being changed by a program that ignores our locks");
 }
 
 /* ---- images ---- */
@@ -353,7 +402,7 @@ file_still_serves(const struct user_agent *agent, int fd, const struct indexed_s
 {
 	return agent->index_fd != -1 &&
 	       index_still_serves(&store_io_system, agent->index_fd, fd, &spool->identity,
-		   index_options(agent->settings), index_count_marks(&spool->table), FILE_SLACK);
+		   index_options(agent->settings), &spool->table, FILE_SLACK);
 }
 
 int

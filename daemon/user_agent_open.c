@@ -16,8 +16,7 @@
 #include "lib/spool_place.h"
 #include "lib/store_io.h"
 
-#define LOOK_ATTEMPTS 20 /* while the spool changes under us */
-#define TAIL_SIZE     (MESSAGE_TABLE_INLINE * sizeof(struct mbox_message))
+#define TAIL_SIZE (MESSAGE_TABLE_INLINE * sizeof(struct mbox_message))
 
 /* What was opened: everything that goes into AGENT_OPENED. */
 struct opened {
@@ -78,31 +77,6 @@ take_session_lock(const struct user_agent *agent, struct opened *opened, struct 
 	return look_for_mail(agent, opened, error);
 }
 
-/* One look at the spool; *stable_out tells whether nothing can have changed meanwhile. */
-static int
-look_once(
-    const struct user_agent *agent, struct opened *opened, bool *stable_out, struct error *error)
-{
-	struct spool_identity identity;
-	struct stat status;
-	bool complete = true;
-
-	if (user_agent_index_spool(agent, opened->spool_fd, true, &opened->indexed, error) == -1) {
-		if (error->code != ERROR_CHANGED)
-			return -1;
-		complete = false;
-	}
-	if (store_status(&store_io_system, opened->spool_fd, &status, "spool", error) == -1)
-		return -1;
-	spool_identity_of(&status, &identity);
-	*stable_out = complete && spool_identity_equal(&identity, &opened->indexed.identity) &&
-		      !dot_lock_present(opened->directory_fd, agent->names->dot_lock);
-	if (*stable_out)
-		return 0;
-	user_agent_indexed_free(&opened->indexed);
-	return 0;
-}
-
 /* That the next session need not read the spool again is worth having, and nothing more. */
 static void
 remember(const struct user_agent *agent, struct opened *opened)
@@ -112,38 +86,18 @@ remember(const struct user_agent *agent, struct opened *opened)
 	user_agent_send_index(agent, opened->spool_fd, &opened->indexed, &ignored);
 }
 
-/*
- * The kernel locks are not held while a dot-lock is waited for: its holder may be waiting for them
- * (Debian policy 11.6). Nor may they live on, as the descriptor does, in the worker.
- */
+/* The kernel lock may not live on, as the descriptor does, in the worker. */
 static int
-look_locked(
-    const struct user_agent *agent, struct opened *opened, bool *stable_out, struct error *error)
+look(const struct user_agent *agent, struct opened *opened, struct error *error)
 {
 	bool network = opened->result.filesystem == SPOOL_NETWORK;
 
 	opened->indexed.filesystem = opened->result.filesystem;
-	if (user_agent_wait_for_deliverer(agent, opened->directory_fd, error) == -1 ||
-	    user_agent_lock_spool(agent, opened->spool_fd, false, network, error) == -1 ||
-	    look_once(agent, opened, stable_out, error) == -1)
+	if (user_agent_look(
+		agent, opened->directory_fd, opened->spool_fd, &opened->indexed, error) == -1)
 		return -1;
-	if (*stable_out)
-		remember(agent, opened);
+	remember(agent, opened);
 	return spool_unlock(opened->spool_fd, network, error);
-}
-
-static int
-look_until_stable(const struct user_agent *agent, struct opened *opened, struct error *error)
-{
-	for (unsigned attempt = 0; attempt < LOOK_ATTEMPTS; attempt++) {
-		bool stable;
-		if (look_locked(agent, opened, &stable, error) == -1)
-			return -1;
-		if (stable)
-			return 0;
-	}
-	return error_set(
-	    error, ERROR_LOCKED, "the spool is being changed by a program that ignores our locks");
 }
 
 static int
@@ -160,7 +114,7 @@ index_spool(const struct user_agent *agent, struct opened *opened, struct error 
 	if (user_agent_check_filesystem(agent, opened->spool_fd, &filesystem, error) == -1)
 		return -1;
 	opened->result.filesystem = filesystem;
-	if (look_until_stable(agent, opened, error) == -1)
+	if (look(agent, opened, error) == -1)
 		return -1;
 	opened->result.flags |= LOGIN_HAS_SPOOL;
 	return 0;

@@ -336,20 +336,80 @@ expunge_in_place(struct update *update, const struct expunge_plan *plan, struct 
 	return result;
 }
 
+/* What was deleted before goes with every rewrite; who counted it then does not count it again. */
+static void
+include_tombstones(struct update *update)
+{
+	const struct mbox_table *table = &update->indexed.table;
+
+	for (uint32_t i = 0; i < table->count; i++)
+		if ((table->messages[i].flags & MBOX_TOMBSTONE) != 0)
+			update->deleted[i / 8] |= (uint8_t)(1u << (i % 8));
+}
+
 static int
-expunge(struct update *update, struct error *error)
+rewrite(struct update *update, struct error *error)
 {
 	const struct user_agent *agent = update->agent;
 	struct expunge_abilities abilities;
 	struct expunge_plan plan;
 	int result;
 
+	include_tombstones(update);
 	if (expunge_probe(update->spool_fd, agent->settings->filler, &abilities, error) == -1 ||
 	    expunge_plan_make(&update->indexed.table, update->deleted, &abilities, &plan, error) ==
 		-1)
 		return -1;
 	result = replace_spool(update, &plan) ? 0 : expunge_in_place(update, &plan, error);
 	expunge_plan_free(&plan);
+	return result;
+}
+
+/* The table after the marks were written, to be remembered. */
+static void
+remember_marks(struct update *update)
+{
+	struct error ignored;
+
+	if (user_agent_own_table(&update->indexed, &ignored) == -1 ||
+	    !user_agent_firm_identity(update->spool_fd, &update->indexed))
+		return;
+	purge_note_marks(&update->indexed.table, update->deleted);
+	update->indexed.read_spool = true;
+	remember(update);
+}
+
+/* Leave the deleted messages in the spool, with tombstones: all of them, or none. */
+static int
+write_marks(struct update *update, const struct purge_marks *marks, struct error *error)
+{
+	bool pending;
+	int result;
+
+	if (make_durable(update, error) == -1)
+		return -1;
+	result = expunge_edit(update->io, update->spool_fd, update->agent->journal_fd,
+	    marks->patches, marks->count, &pending, error);
+	update->result.recovery = pending ? RECOVERY_PENDING : RECOVERY_NONE;
+	if (result == 0)
+		remember_marks(update);
+	return result;
+}
+
+static int
+expunge(struct update *update, struct error *error)
+{
+	struct purge_marks marks;
+	bool possible;
+	int result;
+
+	if (user_agent_make_marks(update->agent, update->io, update->spool_fd,
+		&update->indexed.table, update->deleted, &marks, &possible, error) == -1)
+		return -1;
+	if (!possible)
+		return rewrite(update, error);
+	result = write_marks(update, &marks, error);
+	purge_marks_free(&marks);
 	return result;
 }
 
@@ -405,6 +465,34 @@ change_temp_drop(struct update *update, struct error *error)
 	return result;
 }
 
+/* Only read marks: they go into the index, and the spool is read at most. */
+static int
+keep_marks(struct update *update, struct error *error)
+{
+	const struct user_agent *agent = update->agent;
+	enum spool_filesystem filesystem;
+	bool exists;
+
+	if (user_agent_directory(agent, &update->directory_fd, error) == -1 ||
+	    spool_open_as_owner(update->directory_fd, agent->names->spool, agent->uid, false,
+		&exists, &update->spool_fd, error) == -1)
+		return -1;
+	if (!exists)
+		return 0;
+	if (user_agent_check_filesystem(agent, update->spool_fd, &filesystem, error) == -1)
+		return -1;
+	update->indexed.filesystem = filesystem;
+	if (user_agent_look(
+		agent, update->directory_fd, update->spool_fd, &update->indexed, error) == -1 ||
+	    mark_wanted(update, error) == -1)
+		return -1;
+	if (update->result.deleted > 0)
+		return error_set(error, ERROR_FORMAT, "a list of read marks deletes messages");
+	update->indexed.read_spool |= update->marked;
+	remember(update);
+	return 0;
+}
+
 static int
 apply(struct update *update, struct error *error)
 {
@@ -413,6 +501,8 @@ apply(struct update *update, struct error *error)
 	if (update->agent->update->records > 0 &&
 	    (load_list(update, error) == -1 || make_set(update, error) == -1))
 		return -1;
+	if (update->agent->journal_fd == -1 && !update->agent->temp_drop)
+		return keep_marks(update, error);
 	if (lock_maildrop(update, &exists, error) == -1)
 		return -1;
 	return update->agent->temp_drop ? change_temp_drop(update, error)

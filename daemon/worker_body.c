@@ -88,7 +88,6 @@ take_table(struct maildrop *maildrop, struct worker_images *images, const struct
 		.strings_size = result->strings_size,
 		.spool_size = result->identity.size,
 		.total_octets = result->total_octets,
-		.hidden = result->hidden,
 	};
 	if (table_fd >= 0)
 		return worker_image_take(
@@ -122,6 +121,7 @@ maildrop_take(struct maildrop *maildrop, struct worker_images *images, struct me
 	maildrop->verify = result->flags & LOGIN_RACY;
 	maildrop->temp_drop = result->flags & LOGIN_TEMP_DROP;
 	failed = take_table(maildrop, images, message, table_fd, error);
+	maildrop->table.hidden = result->hidden; /* for the client's ears: none of them is here */
 	if (table_fd >= 0)
 		close(table_fd);
 	return failed;
@@ -220,6 +220,7 @@ maildrop_post_update(struct connection *connection, struct error *error)
 	int failed = 0;
 
 	update.records = measure_changes(connection, &strings_size);
+	update.deleted = connection->engine.deleted_count;
 	size = table_size(update.records, 0) + strings_size;
 	fits = size <= MESSAGE_TABLE_INLINE * sizeof(struct mbox_message);
 	list = malloc(size + 1);

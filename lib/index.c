@@ -198,7 +198,7 @@ check_form(const struct index_header *header, struct error *error)
 	    header->entry_size != sizeof(struct mbox_message))
 		return broken(error, "it is of another version or machine");
 	if (header->transient > 1 || header->reserved != 0 || header->format >= MBOX_FORMAT_COUNT ||
-	    (header->options & ~(uint32_t)(INDEX_CONTENT_LENGTH | INDEX_UW_KLUGE)) != 0 ||
+	    (header->options & ~(uint32_t)INDEX_OPTIONS_ALL) != 0 ||
 	    memcmp(header->zeros, zeros, sizeof zeros) != 0)
 		return broken(error, "a field of its header is out of range");
 	return 0;
@@ -428,7 +428,8 @@ index_is_prefix(const struct store_io *io, int fd, const struct index *index, bo
 
 bool
 index_still_serves(const struct store_io *io, int index_fd, int fd,
-    const struct spool_identity *identity, uint32_t options, uint32_t marks, uint64_t slack)
+    const struct spool_identity *identity, uint32_t options, const struct mbox_table *table,
+    uint64_t slack)
 {
 	struct index_header header;
 	uint8_t tail_hash[INDEX_HASH_SIZE];
@@ -439,7 +440,8 @@ index_still_serves(const struct store_io *io, int index_fd, int fd,
 	    store_read(io, index_fd, &header, sizeof header, 0, "the index", &ignored) == -1 ||
 	    check_form(&header, &ignored) == -1 ||
 	    check_sizes(&header, (uint64_t)status.st_size, &ignored) == -1 ||
-	    use_of(&header, identity, options) == INDEX_STALE || header.marks != marks ||
+	    use_of(&header, identity, options) == INDEX_STALE ||
+	    header.marks != index_count_marks(table) || header.hidden != table->hidden ||
 	    identity->size - header.identity.size > slack)
 		return false;
 	return index_tail_hash(io, fd, header.identity.size, tail_hash, &ignored) == 0 &&

@@ -33,7 +33,9 @@
 /* Bits of options: how the spool was read (struct mbox_options). */
 enum index_option {
 	INDEX_CONTENT_LENGTH = 1,
-	INDEX_UW_KLUGE = 2
+	INDEX_UW_KLUGE = 2,
+	INDEX_DEFERRED_PURGE = 4, /* messages may become tombstones where they stand */
+	INDEX_OPTIONS_ALL = 7
 };
 
 /* What an image says of its spool beside the table. */
@@ -128,12 +130,14 @@ int index_is_prefix(const struct store_io *io, int fd, const struct index *index
     struct error *error);
 
 /*
- * Whether the image in the file behind index_fd still serves well for the spool behind fd: it has
- * as many read marks, and the spool has not changed since, or has grown by no more than slack
- * bytes. To be asked before an image is written anew for a few messages. False in doubt.
+ * Whether the image in the file behind index_fd still serves well for the spool behind fd, which
+ * has the table: it has as many read marks and hidden messages, and the spool has not changed
+ * since, or has grown by no more than slack bytes. To be asked before an image is written anew for
+ * a few messages. False in doubt.
  */
 bool index_still_serves(const struct store_io *io, int index_fd, int fd,
-    const struct spool_identity *identity, uint32_t options, uint32_t marks, uint64_t slack);
+    const struct spool_identity *identity, uint32_t options, const struct mbox_table *table,
+    uint64_t slack);
 
 /* ---- tables (index_table.c) ---- */
 

@@ -64,6 +64,19 @@ is_internal(const struct mbox_scanner *scanner)
 	       __builtin_popcount(uidl_digest_header(scanner->digest)->internal) >= 2;
 }
 
+/*
+ * A tombstone keeps the digest that its unique-id names: it still counts among identical messages,
+ * also behind one that got the lower ordinal in writing.
+ */
+static void
+name_digest(struct mbox_message *message, const char *unique_id)
+{
+	uint8_t digest[MBOX_DIGEST_SIZE];
+
+	if (uidl_names_digest(unique_id, digest))
+		memcpy(message->digest, digest, sizeof digest);
+}
+
 int
 mbox_scanner_end(struct mbox_scanner *scanner, struct error *error)
 {
@@ -77,6 +90,8 @@ mbox_scanner_end(struct mbox_scanner *scanner, struct error *error)
 	if (!uidl_digest_finish(scanner->digest, message->digest, candidate))
 		return error_set(error, ERROR_INTERNAL, "libcrypto cannot compute SHA-256");
 	message->flags |= uidl_digest_header(scanner->digest)->flags;
+	if (message->flags & MBOX_TOMBSTONE)
+		name_digest(message, candidate);
 	if (is_internal(scanner))
 		message->flags |= MBOX_INTERNAL;
 	if (message->flags & MBOX_HIDDEN)

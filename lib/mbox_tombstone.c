@@ -71,6 +71,13 @@ take_seconds(const char *line, size_t length, size_t *at, uint64_t *seconds_out)
 }
 
 bool
+mbox_tombstone_begins(const char *line, size_t length)
+{
+	_Static_assert(NAME_LEN == MBOX_TOMBSTONE_SIGN, "the name tells");
+	return length >= NAME_LEN && memcmp(line, NAME, NAME_LEN) == 0;
+}
+
+bool
 mbox_tombstone_parse(
     const char *line, size_t length, char unique_id_out[UIDL_MAX_LENGTH + 1], uint64_t *seconds_out)
 {
@@ -79,7 +86,7 @@ mbox_tombstone_parse(
 
 	if (length > LOOKED_AT)
 		length = LOOKED_AT;
-	if (length <= NAME_LEN || memcmp(line, NAME, NAME_LEN) != 0)
+	if (!mbox_tombstone_begins(line, length))
 		return false;
 	blank = memchr(line + NAME_LEN, ' ', length - NAME_LEN);
 	if (blank == NULL || !uidl_valid(line + NAME_LEN, (size_t)(blank - line) - NAME_LEN))

@@ -27,6 +27,10 @@
 size_t mbox_tombstone_make(const char *header, size_t size, const char *unique_id, uint64_t seconds,
     char out[MBOX_TOMBSTONE_MAX]);
 
+/* Whether a header line begins as a tombstone does; MBOX_TOMBSTONE_SIGN bytes of it are enough. */
+#define MBOX_TOMBSTONE_SIGN 19u
+bool mbox_tombstone_begins(const char *line, size_t length);
+
 /*
  * Whether a header line (length bytes without its line end, or the first 128 of a longer one) is a
  * tombstone. unique_id_out gets its unique-id, NUL-terminated; *seconds_out the time of deletion.

@@ -96,6 +96,13 @@ int uidl_assign_more(struct mbox_table *table, uint32_t first, const char *candi
 size_t uidl_format(const struct mbox_table *table, const struct mbox_message *message,
     char out[UIDL_MAX_LENGTH + 1]);
 
+/*
+ * Whether the text is the unique-id that messages of some digest are given, with an ordinal or
+ * without; which digest. A tombstone with such a unique-id has that digest in the table, so that it
+ * counts among identical messages as before.
+ */
+bool uidl_names_digest(const char *text, uint8_t digest_out[MBOX_DIGEST_SIZE]);
+
 /* Whether the size octets may serve as a unique-id. */
 bool uidl_valid(const char *text, size_t size);
 

@@ -94,6 +94,37 @@ ordinal_of(const uint8_t digest[MBOX_DIGEST_SIZE], const char *text)
 	return *text == '\0' && ordinal > 1 && ordinal < ORDINAL_LIMIT ? ordinal : 0;
 }
 
+/* The six bits that a character of base64url stands for; -1 for any other. */
+static int
+decode_character(char c)
+{
+	if (c >= 'A' && c <= 'Z')
+		return c - 'A';
+	if (c >= 'a' && c <= 'z')
+		return c - 'a' + 26;
+	if (c >= '0' && c <= '9')
+		return c - '0' + 52;
+	return c == '-' ? 62 : c == '_' ? 63 : -1;
+}
+
+bool
+uidl_names_digest(const char *text, uint8_t digest_out[MBOX_DIGEST_SIZE])
+{
+	uint32_t bits = 0;
+	size_t at = 0;
+
+	for (unsigned i = 0; i < ENCODED_DIGEST; i++) {
+		int value = decode_character(text[i]);
+
+		if (value < 0)
+			return false;
+		bits = bits << 6 | (uint32_t)value;
+		if (i % 4 != 0 && at < MBOX_DIGEST_SIZE)
+			digest_out[at++] = (uint8_t)(bits >> (6 - i % 4 * 2));
+	}
+	return ordinal_of(digest_out, text) != 0; /* that of the digest, exactly */
+}
+
 /* ---- numbering ---- */
 
 /* The messages of one digest. */

@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """What a session leaves behind: options that delete more, or less, or otherwise than RFC 1939."""
+import fcntl
 import os
+import struct
 import time
 
 from harness import *  # noqa: F403
@@ -94,6 +96,69 @@ def fetching_deletes_nothing(site):
         client.quit()
         assert site.read_mail() == spool or headers == "true"
         site.stop()
+
+
+# ---- read marks ----
+
+def marks_of(site):
+    """How many read marks stand in the index file; None without one."""
+    try:
+        with open(site.path("state", "cache", ".user.cache"), "rb") as index:
+            return struct.unpack("=I", index.read(128)[124:])[0]
+    except FileNotFoundError:
+        return None
+
+
+def fetch(site, *numbers):
+    client = site.login()
+    for number in numbers:
+        client.retr(number)
+    client.quit()
+
+
+@test
+def read_marks_need_no_lock(site):
+    """a session that only reads leaves its marks while another program reads: no dot-lock, no journal"""
+    site.add_user()
+    deliver(site, 200)
+    spool = site.read_mail()
+    os.mkdir(site.path("temp"))
+    os.chmod(site.path("temp"), 0o1777)
+    site.start(temp_dir=site.path("temp"))
+    wait_until(lambda: site.login().quit() and marks_of(site) == 0, 10, "the index")
+    before = os.stat(site.spool_path()), os.stat(site.spool).st_mtime_ns
+    with open(site.spool_path(), "rb") as reader:
+        fcntl.lockf(reader, fcntl.LOCK_SH)
+        fcntl.flock(reader, fcntl.LOCK_SH)
+        fetch(site, 1, 7, 200)
+        wait_until(lambda: marks_of(site) == 3, 10, "three read marks")
+    after = os.stat(site.spool_path()), os.stat(site.spool).st_mtime_ns
+    assert before[0].st_ctime_ns == after[0].st_ctime_ns and before[1] == after[1]
+    assert os.listdir(site.path("state", "journal")) == []
+    assert site.read_mail() == spool
+
+
+@test
+def read_marks_wait_for_a_deliverer(site):
+    """while a deliverer has the dot-lock no mark is made, and afterwards it is, with the new mail"""
+    site.add_user()
+    deliver(site, 200)
+    site.start(mail_lock_timeout="20")
+    wait_until(lambda: site.login().quit() and marks_of(site) == 0, 10, "the index")
+    client = site.login()
+    client.retr(3)
+    with open(site.spool_path() + ".lock", "w") as lock:
+        lock.write("%d\n" % os.getpid())
+    client.quit()
+    time.sleep(1)
+    assert marks_of(site) == 0
+    with open(site.spool_path(), "a") as spool:
+        spool.write(message(201))
+    os.unlink(site.spool_path() + ".lock")
+    wait_until(lambda: marks_of(site) == 1, 10, "the read mark")
+    client = site.login()
+    assert client.stat()[0] == 201
+    client.quit()
 
 
 # ---- auto-delete ----

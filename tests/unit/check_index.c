@@ -340,7 +340,7 @@ static const struct damage damages[] = {
 	HEADER(entry_size, 40),
 	HEADER(total_octets, 1),
 	HEADER(total_octets, UINT64_MAX),
-	HEADER(options, 4),
+	HEADER(options, 8),
 	HEADER(format, MBOX_FORMAT_COUNT),
 	HEADER(count, MESSAGES - 1),
 	HEADER(count, MESSAGES + 1),
@@ -509,17 +509,21 @@ START_TEST(a_file_serves_while_little_is_new)
 	struct spool_identity now = facts.identity;
 	int image = make_image();
 
-#define SERVES(slack, marks)                                                                       \
-	index_still_serves(&store_io_system, image, spool_fd, &now, 0, marks, slack)
-	ck_assert(SERVES(0, 1));
-	ck_assert(!SERVES(0, 2));
+#define SERVES(slack) index_still_serves(&store_io_system, image, spool_fd, &now, 0, &table, slack)
+	ck_assert(SERVES(0));
+	table.messages[7].flags ^= MBOX_READ;
+	ck_assert(!SERVES(0));
+	table.messages[7].flags ^= MBOX_READ;
+	table.hidden++;
+	ck_assert(!SERVES(0));
+	table.hidden--;
 	now.size += 100;
-	ck_assert(SERVES(100, 1));
-	ck_assert(!SERVES(99, 1));
+	ck_assert(SERVES(100));
+	ck_assert(!SERVES(99));
 	ck_assert_int_eq(pwrite(spool_fd, "x", 1, (off_t)spool_size - 3), 1);
-	ck_assert(!SERVES(100, 1));
+	ck_assert(!SERVES(100));
 	ck_assert_int_eq(ftruncate(spool_fd, 10), 0);
-	ck_assert(!SERVES(100, 1));
+	ck_assert(!SERVES(100));
 	close(image);
 }
 END_TEST

@@ -201,7 +201,7 @@ static const struct wrong wrong_values[] = {
 	WRONG(UPDATE, message_update, strings_size, UINT32_MAX),
 	WRONG(UPDATE, message_update, expected, 1),
 	WRONG(UPDATE, message_update, expected, MBOX_MAX_MESSAGES + 1),
-	WRONG(UPDATE, message_update, reserved, 1),
+	WRONG(UPDATE, message_update, deleted, 3),
 	WRONG(UPDATE_RESULT, message_update_result, session, 0),
 	WRONG(UPDATE_RESULT, message_update_result, status, UPDATE_STATUS_COUNT),
 	WRONG(UPDATE_RESULT, message_update_result, deleted, MBOX_MAX_MESSAGES + 1),
