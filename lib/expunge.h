@@ -43,7 +43,8 @@ struct expunge_segment {
 enum expunge_strategy {
 	EXPUNGE_TRUNCATE,
 	EXPUNGE_SINGLE_SHOT,
-	EXPUNGE_COLLAPSE, /* the file system takes whole blocks out; a filler takes up the rest */
+	EXPUNGE_COLLAPSE, /* the file system takes whole blocks out; a filler takes up the rest, or
+			     all where there is no whole block */
 	EXPUNGE_CLONE,	  /* a phased move that shares blocks where it can */
 	EXPUNGE_MOVE,
 };

@@ -136,11 +136,43 @@ journal_seam(struct expunge_move *move, const struct expunge_step *step,
 	return result;
 }
 
-/* Up to and with the commit point and the seam on disk. */
+/*
+ * A run from which no block can be cut becomes filler of the message behind it, as a whole: nothing
+ * moves, and the next cut there takes it along. *refused_out where no filler is of that size.
+ */
+static int
+fill(struct expunge_move *move, const struct expunge_abilities *abilities,
+    const struct expunge_step *step, const struct head *head, struct expunge_record *record,
+    bool *refused_out, struct error *error)
+{
+	uint64_t room = step->end - step->start + head->filler;
+	struct expunge_patch patch = { .offset = step->start, .length = head->separator + room };
+	char *bytes;
+	int result;
+
+	*refused_out = !abilities->filler || !mbox_filler_possible(room);
+	if (*refused_out)
+		return 0;
+	bytes = malloc(patch.length);
+	if (bytes == NULL)
+		return error_set(error, ERROR_LIMIT, "no memory for an expunge");
+	memcpy(bytes, head->bytes, head->separator);
+	mbox_filler_make(bytes + head->separator, room, record->nonce);
+	patch.bytes = bytes;
+	record->old_size = record->new_size = move->known_size;
+	result = expunge_patch_prepare(move, record, &patch, 1, error);
+	free(bytes);
+	if (result != 0 || expunge_commit(move, record, error) != 0 ||
+	    expunge_patch_write(move, error) != 0)
+		return -1;
+	return expunge_journal_void(&move->journal, error);
+}
+
+/* Up to and with the commit point and the seam on disk; or the run is filled, or refused. */
 static int
 make_seam(struct expunge_move *move, const struct expunge_abilities *abilities,
     const struct expunge_step *step, struct expunge_record *record, struct expunge_cut *cut_out,
-    struct error *error)
+    bool *refused_out, struct error *error)
 {
 	struct expunge_abilities usable = *abilities;
 	struct head head = { 0 };
@@ -152,7 +184,7 @@ make_seam(struct expunge_move *move, const struct expunge_abilities *abilities,
 	usable.filler = usable.filler && head.may_fill;
 	expunge_cut_find(&usable, step, head.separator, head.filler, move->known_size, cut_out);
 	if (cut_out->length == 0) {
-		result = 0;
+		result = fill(move, &usable, step, &head, record, refused_out, error);
 		goto out;
 	}
 	record->old_size = move->known_size;
@@ -240,7 +272,7 @@ expunge_collapse(struct expunge_move *move, const struct expunge_abilities *abil
 		return -1;
 	if ((uint64_t)hole < move->known_size)
 		return 0;
-	if (make_seam(move, abilities, step, &record, cut_out, error) != 0)
+	if (make_seam(move, abilities, step, &record, cut_out, refused_out, error) != 0)
 		return -1;
 	if (cut_out->length == 0)
 		return 0;

@@ -54,6 +54,13 @@ can_be_cut(const struct expunge_step *run, const struct expunge_abilities *abili
 	return cut.length > 0;
 }
 
+/* Whether it can become a filler instead, as far as the table tells. */
+static bool
+can_be_filled(const struct expunge_step *run, const struct expunge_abilities *abilities)
+{
+	return abilities->filler && (run->filler || mbox_filler_possible(run->end - run->start));
+}
+
 /* Fill the steps of collapses, from the last run to the first; false if they will not do. */
 static bool
 plan_collapses(const struct mbox_table *table, const uint8_t *deleted,
@@ -74,7 +81,8 @@ plan_collapses(const struct mbox_table *table, const uint8_t *deleted,
 
 		collapses += cut;
 		if (collapses > EXPUNGE_COLLAPSE_MAX ||
-		    (cut && !can_be_cut(&run, abilities, table->spool_size)))
+		    (cut && !can_be_cut(&run, abilities, table->spool_size) &&
+			!can_be_filled(&run, abilities)))
 			return false;
 		run.cost = 2 * (uint64_t)JOURNAL_ANCHOR + 4 * abilities->block_size;
 		runs[count++] = run;
