@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "lib/mbox.h"
+#include "lib/purge.h"
 #include "lib/store_io.h"
 #include "lib/uidl_set.h"
 

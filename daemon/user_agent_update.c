@@ -8,40 +8,17 @@
  */
 #include "config.h"
 
-#include "daemon/user_agent.h"
+#include "daemon/user_agent_update.h"
 
-#include <errno.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "lib/expunge.h"
-#include "lib/lock_keep.h"
 #include "lib/mbox.h"
 #include "lib/store_io.h"
 #include "lib/temp_drop.h"
-#include "lib/uidl_set.h"
-
-/* One update in progress. */
-struct update {
-	const struct user_agent *agent;
-	struct message_update_result result;
-	struct mbox_table wanted;     /* what is to be deleted or marked; owned */
-	void *bytes;		      /* owned when read from the memfd */
-	struct uidl_set *set;	      /* of wanted; owned */
-	struct indexed_spool indexed; /* the spool as it is now */
-	uint8_t *deleted;	      /* owned */
-	bool marked;		      /* the table has new read marks */
-	int directory_fd;
-	int spool_fd;
-	struct dot_lock dot_lock;
-	bool dot_locked;
-	const struct store_io *io; /* where the dot-lock is ours, it is kept fresh by this */
-	struct lock_keeper keeper;
-};
 
 static enum update_status
 status_of(const struct error *error)
@@ -59,108 +36,6 @@ fail(struct message_update_result *result, const struct error *error)
 	snprintf(text, sizeof text, "%s%s%s", result->reason, result->reason[0] != '\0' ? "; " : "",
 	    error->text);
 	message_text(result->reason, sizeof result->reason, text);
-}
-
-/* The deletion list as it came: inline, or in a memfd whose size must be what was announced. */
-static int
-load_list(struct update *update, struct error *error)
-{
-	const struct message_update *message = update->agent->update;
-	size_t messages_size = (size_t)message->records * sizeof(struct mbox_message);
-	size_t size = messages_size + message->strings_size;
-	const unsigned char *bytes = update->agent->deletions;
-
-	if (bytes == NULL) {
-		update->bytes = malloc(size);
-		if (update->bytes == NULL)
-			return error_set_errno(error, ENOMEM, "list of deletions");
-		if (store_read(&store_io_system, update->agent->deletions_fd, update->bytes, size,
-			0, "list of deletions", error) == -1)
-			return -1;
-		bytes = update->bytes;
-	} else if (update->agent->deletions_size != size) {
-		return error_set(error, ERROR_FORMAT, "list of deletions of a wrong size");
-	}
-	/* Aligned copy: the inline bytes stand behind a header of their own. */
-	update->wanted.messages = malloc(messages_size);
-	update->wanted.strings = malloc((size_t)message->strings_size + 1);
-	if (update->wanted.messages == NULL || update->wanted.strings == NULL)
-		return error_set_errno(error, ENOMEM, "list of deletions");
-	memcpy(update->wanted.messages, bytes, messages_size);
-	memcpy(update->wanted.strings, bytes + messages_size, message->strings_size);
-	update->wanted.strings[message->strings_size] = '\0';
-	update->wanted.strings_size = message->strings_size;
-	update->wanted.count = message->records;
-	return 0;
-}
-
-static int
-make_set(struct update *update, struct error *error)
-{
-	const struct mbox_table *wanted = &update->wanted;
-
-	for (uint32_t i = 0; i < wanted->count; i++) {
-		uint32_t uid = wanted->messages[i].uid;
-		if ((uid & MBOX_UID_IN_STRINGS) != 0 &&
-		    (uid & ~MBOX_UID_IN_STRINGS) >= wanted->strings_size)
-			return error_set(error, ERROR_FORMAT, "deletion %u has no unique-id", i);
-	}
-	return uidl_set_new(wanted, 0, &update->set, error);
-}
-
-/* Mark a message as read where it is not; the table may be borrowed from an index. */
-static int
-mark_read(struct update *update, uint32_t i, struct error *error)
-{
-	if ((update->indexed.table.messages[i].flags & MBOX_READ) != 0)
-		return 0;
-	if (user_agent_own_table(&update->indexed, error) == -1)
-		return -1;
-	update->indexed.table.messages[i].flags |= MBOX_READ;
-	update->marked = true;
-	return 0;
-}
-
-/* What is wanted of message i of the spool as it is: 0 for nothing. */
-static uint16_t
-wanted_flags(const struct update *update, uint32_t i)
-{
-	const struct mbox_table *table = &update->indexed.table;
-	const struct mbox_message *message = &table->messages[i];
-	uint32_t found;
-
-	if (update->set == NULL || (message->flags & MBOX_HIDDEN) != 0)
-		return 0; /* nothing is wanted, or no client has seen it */
-	found = uidl_set_find(update->set, table, message);
-	return found != UIDL_SET_NONE ? update->wanted.messages[found].flags : 0;
-}
-
-/* Find what is to go, and what was read, in the table of the spool as it is. */
-static int
-mark_wanted(struct update *update, struct error *error)
-{
-	const struct mbox_table *table = &update->indexed.table;
-	struct message_update_result *result = &update->result;
-
-	free(update->deleted);
-	update->deleted = calloc(1, (size_t)table->count / 8 + 1);
-	if (update->deleted == NULL)
-		return error_set_errno(error, ENOMEM, "set of deletions");
-	result->deleted = 0;
-	result->deleted_octets = 0;
-	for (uint32_t i = 0; i < table->count; i++) {
-		uint16_t flags = wanted_flags(update, i);
-		if ((flags & MBOX_TOMBSTONE) != 0) {
-			update->deleted[i / 8] |= (uint8_t)(1u << (i % 8));
-			result->deleted++;
-			result->deleted_octets += table->messages[i].octets;
-		} else if ((flags & MBOX_READ) != 0 && mark_read(update, i, error) == -1) {
-			return -1;
-		}
-	}
-	result->left = table->count - table->hidden - result->deleted;
-	result->left_octets = table->total_octets - result->deleted_octets;
-	return 0;
 }
 
 /* Open the spool for writing and lock it; the monitor gets a duplicate of the locked descriptor. */
@@ -263,9 +138,8 @@ lock_maildrop(struct update *update, bool *exists_out, struct error *error)
 	}
 }
 
-/* The locks and the owner record must outlive a power loss before the first byte moves. */
-static int
-make_durable(const struct update *update, struct error *error)
+int
+update_make_durable(const struct update *update, struct error *error)
 {
 	if (dot_lock_make_durable(update->directory_fd, error) == -1)
 		return -1;
@@ -289,9 +163,8 @@ replace_spool(struct update *update, const struct expunge_plan *plan)
 	return true;
 }
 
-/* The next session need not read the spool again; that it must is no failure of the update. */
-static void
-remember(struct update *update)
+void
+update_remember(struct update *update)
 {
 	struct error ignored;
 
@@ -321,7 +194,7 @@ expunge_in_place(struct update *update, const struct expunge_plan *plan, struct 
 	bool pending;
 	int result;
 
-	if (make_durable(update, error) == -1)
+	if (update_make_durable(update, error) == -1)
 		return -1;
 	result = expunge_apply(
 	    update->io, update->spool_fd, update->agent->journal_fd, plan, &pending, error);
@@ -360,52 +233,14 @@ rewrite(struct update *update, struct error *error)
 	return result;
 }
 
-/* The table after the marks were written, to be remembered. */
-static void
-remember_marks(struct update *update)
-{
-	struct error ignored;
-
-	if (user_agent_own_table(&update->indexed, &ignored) == -1 ||
-	    !user_agent_firm_identity(update->spool_fd, &update->indexed))
-		return;
-	purge_note_marks(&update->indexed.table, update->deleted);
-	update->indexed.read_spool = true;
-	remember(update);
-}
-
-/* Leave the deleted messages in the spool, with tombstones: all of them, or none. */
-static int
-write_marks(struct update *update, const struct purge_marks *marks, struct error *error)
-{
-	bool pending;
-	int result;
-
-	if (make_durable(update, error) == -1)
-		return -1;
-	result = expunge_edit(update->io, update->spool_fd, update->agent->journal_fd,
-	    marks->patches, marks->count, &pending, error);
-	update->result.recovery = pending ? RECOVERY_PENDING : RECOVERY_NONE;
-	if (result == 0)
-		remember_marks(update);
-	return result;
-}
-
 static int
 expunge(struct update *update, struct error *error)
 {
-	struct purge_marks marks;
-	bool possible;
-	int result;
+	bool done;
 
-	if (user_agent_make_marks(update->agent, update->io, update->spool_fd,
-		&update->indexed.table, update->deleted, &marks, &possible, error) == -1)
+	if (update_defer(update, &done, error) == -1)
 		return -1;
-	if (!possible)
-		return rewrite(update, error);
-	result = write_marks(update, &marks, error);
-	purge_marks_free(&marks);
-	return result;
+	return done ? 0 : rewrite(update, error);
 }
 
 /* Find what is wanted in the table of the spool, and do it. */
@@ -414,12 +249,12 @@ update_spool(struct update *update, bool trust_index, struct error *error)
 {
 	if (user_agent_index_spool(
 		update->agent, update->spool_fd, trust_index, &update->indexed, error) == -1 ||
-	    mark_wanted(update, error) == -1)
+	    update_mark_wanted(update, error) == -1)
 		return -1;
 	if (update->result.deleted > 0)
 		return expunge(update, error);
 	update->indexed.read_spool |= update->marked;
-	remember(update);
+	update_remember(update);
 	return 0;
 }
 
@@ -450,10 +285,10 @@ change_temp_drop(struct update *update, struct error *error)
 
 	if (user_agent_temp_drop(agent, agent->session_lock_fd, &temp_fd, error) == -1 ||
 	    user_agent_index_spool(agent, temp_fd, false, &update->indexed, error) == -1 ||
-	    mark_wanted(update, error) == -1 ||
+	    update_mark_wanted(update, error) == -1 ||
 	    expunge_plan_make(&update->indexed.table, update->deleted, NULL, &plan, error) == -1)
 		return -1;
-	if (make_durable(update, error) == 0)
+	if (update_make_durable(update, error) == 0)
 		result = user_agent_update_temp_drop(
 		    agent, update->io, update->spool_fd, temp_fd, &plan, &update->result, error);
 	expunge_plan_free(&plan);
@@ -479,12 +314,12 @@ keep_marks(struct update *update, struct error *error)
 	update->indexed.filesystem = filesystem;
 	if (user_agent_look(
 		agent, update->directory_fd, update->spool_fd, &update->indexed, error) == -1 ||
-	    mark_wanted(update, error) == -1)
+	    update_mark_wanted(update, error) == -1)
 		return -1;
 	if (update->result.deleted > 0)
 		return error_set(error, ERROR_FORMAT, "a list of read marks deletes messages");
 	update->indexed.read_spool |= update->marked;
-	remember(update);
+	update_remember(update);
 	return 0;
 }
 
@@ -493,8 +328,7 @@ apply(struct update *update, struct error *error)
 {
 	bool exists;
 
-	if (update->agent->update->records > 0 &&
-	    (load_list(update, error) == -1 || make_set(update, error) == -1))
+	if (update_load_wanted(update, error) == -1)
 		return -1;
 	if (update->agent->journal_fd == -1 && !update->agent->temp_drop)
 		return keep_marks(update, error);
@@ -515,10 +349,7 @@ finish(struct update *update)
 	result = message_send(update->agent->channel, MESSAGE_AGENT_FINISHED, &update->result, NULL,
 	    0, NULL, 0, &error);
 	user_agent_indexed_free(&update->indexed);
-	mbox_table_free(&update->wanted);
-	uidl_set_free(update->set);
-	free(update->bytes);
-	free(update->deleted);
+	update_free_wanted(update);
 	return result;
 }
 
