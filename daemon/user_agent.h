@@ -111,7 +111,8 @@ int user_agent_send_index(
     const struct user_agent *agent, int fd, struct indexed_spool *spool, struct error *error);
 /*
  * After a change of ours to the spool behind fd, still locked: take its identity as it is now and
- * make it firm. False where that cannot be had for less than the spool's next scan costs.
+ * make it firm. False where that cannot be had for less than the spool's next scan costs, and the
+ * table, which must be that after the change, has no read marks to be kept.
  */
 bool user_agent_firm_identity(int fd, struct indexed_spool *spool);
 

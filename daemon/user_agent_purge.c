@@ -50,18 +50,22 @@ make_marks(
 	    settings->content_length, marks, possible_out, error);
 }
 
-/* The table after the marks were written, to be remembered. */
-static void
-remember_marks(struct update *update)
+/* The marks are written: what the table is then, and what is left to be done. */
+static int
+settle_marks(struct update *update, struct error *error)
 {
+	struct mbox_table *table = &update->indexed.table;
 	struct error ignored;
 
-	if (user_agent_own_table(&update->indexed, &ignored) == -1 ||
-	    !user_agent_firm_identity(update->spool_fd, &update->indexed))
-		return;
-	purge_note_marks(&update->indexed.table, update->deleted);
+	if (user_agent_own_table(&update->indexed, &ignored) == -1)
+		return 0;
+	purge_note_marks(table, update->deleted);
 	update->indexed.read_spool = true;
-	update_remember(update);
+	if (update_edit_status(update, table, false, error) == -1)
+		return -1;
+	if (user_agent_firm_identity(update->spool_fd, &update->indexed))
+		update_remember(update);
+	return 0;
 }
 
 /* Leave the deleted messages in the spool, with tombstones: all of them, or none. */
@@ -76,9 +80,7 @@ write_marks(struct update *update, const struct purge_marks *marks, struct error
 	result = expunge_edit(update->io, update->spool_fd, update->agent->journal_fd,
 	    marks->patches, marks->count, &pending, error);
 	update->result.recovery = pending ? RECOVERY_PENDING : RECOVERY_NONE;
-	if (result == 0)
-		remember_marks(update);
-	return result;
+	return result == 0 ? settle_marks(update, error) : -1;
 }
 
 int

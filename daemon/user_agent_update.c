@@ -12,6 +12,7 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -168,24 +169,32 @@ update_remember(struct update *update)
 {
 	struct error ignored;
 
+	update->indexed.read_spool |= update->read_count > 0;
 	user_agent_send_index(update->agent, update->spool_fd, &update->indexed, &ignored);
 }
 
-/* The same after an expunge: the table follows from the plan. */
-static void
-remember_survivors(struct update *update, const struct expunge_plan *plan)
+/* The same after an expunge, and what is left to be done: the table follows from the plan. */
+static int
+settle_survivors(struct update *update, const struct expunge_plan *plan, struct error *error)
 {
 	struct indexed_spool after;
 	struct error ignored;
+	struct stat status;
+	int result = 0;
 
 	user_agent_indexed_start(&after);
 	after.filesystem = update->indexed.filesystem;
 	after.read_spool = true;
-	if (user_agent_firm_identity(update->spool_fd, &after) &&
-	    index_table_after(&store_io_system, update->spool_fd, after.identity.size,
-		&update->indexed.table, update->deleted, plan, &after.table, &ignored) == 0)
-		user_agent_send_index(update->agent, update->spool_fd, &after, &ignored);
+	if (store_status(update->io, update->spool_fd, &status, "spool", &ignored) == 0 &&
+	    index_table_after(update->io, update->spool_fd, (uint64_t)status.st_size,
+		&update->indexed.table, update->deleted, plan, &after.table, &ignored) == 0) {
+		result = update_edit_status(update, &after.table, true, error);
+		if (result == 0 && user_agent_firm_identity(update->spool_fd, &after) &&
+		    after.identity.size == (uint64_t)status.st_size)
+			user_agent_send_index(update->agent, update->spool_fd, &after, &ignored);
+	}
 	user_agent_indexed_free(&after);
+	return result;
 }
 
 static int
@@ -199,9 +208,7 @@ expunge_in_place(struct update *update, const struct expunge_plan *plan, struct 
 	result = expunge_apply(
 	    update->io, update->spool_fd, update->agent->journal_fd, plan, &pending, error);
 	update->result.recovery = pending ? RECOVERY_PENDING : RECOVERY_NONE;
-	if (result == 0)
-		remember_survivors(update, plan);
-	return result;
+	return result == 0 ? settle_survivors(update, plan, error) : -1;
 }
 
 /* What was deleted before goes with every rewrite; who counted it then does not count it again. */
@@ -228,7 +235,9 @@ rewrite(struct update *update, struct error *error)
 	    expunge_plan_make(&update->indexed.table, update->deleted, &abilities, &plan, error) ==
 		-1)
 		return -1;
-	result = replace_spool(update, &plan) ? 0 : expunge_in_place(update, &plan, error);
+	result = update_edit_plan(update, &plan, error);
+	if (result == 0 && !replace_spool(update, &plan))
+		result = expunge_in_place(update, &plan, error);
 	expunge_plan_free(&plan);
 	return result;
 }
@@ -253,8 +262,10 @@ update_spool(struct update *update, bool trust_index, struct error *error)
 		return -1;
 	if (update->result.deleted > 0)
 		return expunge(update, error);
-	update->indexed.read_spool |= update->marked;
-	update_remember(update);
+	if (update_edit_status(update, &update->indexed.table, false, error) == -1)
+		return -1;
+	if (!update->edited || user_agent_firm_identity(update->spool_fd, &update->indexed))
+		update_remember(update);
 	return 0;
 }
 
@@ -318,7 +329,6 @@ keep_marks(struct update *update, struct error *error)
 		return -1;
 	if (update->result.deleted > 0)
 		return error_set(error, ERROR_FORMAT, "a list of read marks deletes messages");
-	update->indexed.read_spool |= update->marked;
 	update_remember(update);
 	return 0;
 }

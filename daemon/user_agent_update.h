@@ -19,7 +19,9 @@ struct update {
 	struct uidl_set *set;	      /* of wanted; owned */
 	struct indexed_spool indexed; /* the spool as it is now */
 	uint8_t *deleted;	      /* owned */
-	bool marked;		      /* the table has new read marks */
+	uint8_t *read;		      /* messages with new read marks; owned */
+	uint32_t read_count;	      /* of them */
+	bool edited;		      /* Status: fields were written */
 	int directory_fd;
 	int spool_fd;
 	struct dot_lock dot_lock;
@@ -50,5 +52,21 @@ int update_mark_wanted(struct update *update, struct error *error);
  * for a rewrite (lib/purge.h). *done_out is false where the spool is to be rewritten.
  */
 int update_defer(struct update *update, bool *done_out, struct error *error);
+
+/* ---- user_agent_edit.c ---- */
+
+/*
+ * update-status-headers: let the plan put "Status: RO" into the messages that it moves anyway and
+ * that have been read, as far as there is room.
+ */
+int update_edit_plan(struct update *update, struct expunge_plan *plan, struct error *error);
+/*
+ * The same for those read in this session in the spool as it is now, which has that table (owned;
+ * without_deleted: the deleted messages are no more in it): fields that stand there are written
+ * over, through the journal. A failure before that is none of the update; only one that leaves the
+ * journal in force is an error.
+ */
+int update_edit_status(
+    struct update *update, struct mbox_table *table, bool without_deleted, struct error *error);
 
 #endif

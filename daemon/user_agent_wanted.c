@@ -68,7 +68,8 @@ mark_read(struct update *update, uint32_t i, struct error *error)
 	if (user_agent_own_table(&update->indexed, error) == -1)
 		return -1;
 	update->indexed.table.messages[i].flags |= MBOX_READ;
-	update->marked = true;
+	update->read[i / 8] |= (uint8_t)(1u << (i % 8));
+	update->read_count++;
 	return 0;
 }
 
@@ -93,8 +94,11 @@ update_mark_wanted(struct update *update, struct error *error)
 	struct message_update_result *result = &update->result;
 
 	free(update->deleted);
+	free(update->read);
 	update->deleted = calloc(1, (size_t)table->count / 8 + 1);
-	if (update->deleted == NULL)
+	update->read = calloc(1, (size_t)table->count / 8 + 1);
+	update->read_count = 0;
+	if (update->deleted == NULL || update->read == NULL)
 		return error_set_errno(error, ENOMEM, "set of deletions");
 	result->deleted = 0;
 	result->deleted_octets = 0;
@@ -130,4 +134,5 @@ update_free_wanted(struct update *update)
 	uidl_set_free(update->set);
 	free(update->bytes);
 	free(update->deleted);
+	free(update->read);
 }
