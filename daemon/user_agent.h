@@ -14,7 +14,6 @@
 #include "lib/expunge.h"
 #include "lib/index.h"
 #include "lib/lock.h"
-#include "lib/purge.h"
 #include "lib/settings.h"
 #include "lib/spool.h"
 
@@ -112,20 +111,10 @@ int user_agent_send_index(
     const struct user_agent *agent, int fd, struct indexed_spool *spool, struct error *error);
 /*
  * After a change of ours to the spool behind fd, still locked: take its identity as it is now and
- * make it firm. False where that cannot be had for less than the spool's next scan costs.
+ * make it firm. False where that cannot be had for less than the spool's next scan costs, and the
+ * table, which must be that after the change, has no read marks to be kept.
  */
 bool user_agent_firm_identity(int fd, struct indexed_spool *spool);
-
-/* ---- deferred-purge (user_agent_purge.c) ---- */
-
-/*
- * Make the tombstones for the deleted messages of the spool behind fd where settings allow them,
- * and nothing speaks for a rewrite (lib/purge.h). *possible_out is false where it is to be
- * rewritten; else the marks are the caller's (purge_marks_free).
- */
-int user_agent_make_marks(const struct user_agent *agent, const struct store_io *io, int fd,
-    const struct mbox_table *table, const uint8_t *deleted, struct purge_marks *marks_out,
-    bool *possible_out, struct error *error);
 
 /* ---- sessions in a temp drop (user_agent_temp_drop.c) ---- */
 

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "lib/mbox.h"
+#include "lib/purge.h"
 #include "lib/store_io.h"
 #include "lib/uidl_set.h"
 
@@ -160,7 +161,8 @@ user_agent_firm_identity(int fd, struct indexed_spool *spool)
 	spool->racy = is_racy(&spool->identity);
 	if (spool->racy && is_local(spool))
 		spool->racy = !stamps_every_change(fd, &spool->identity);
-	if (spool->racy && spool->identity.size >= SCAN_CHEAP &&
+	if (spool->racy &&
+	    (spool->identity.size >= SCAN_CHEAP || index_count_marks(&spool->table) > 0) &&
 	    wait_until_firm(fd, &spool->identity, &spool->racy, &error) == -1)
 		return false;
 	return !spool->racy;

@@ -8,40 +8,18 @@
  */
 #include "config.h"
 
-#include "daemon/user_agent.h"
+#include "daemon/user_agent_update.h"
 
-#include <errno.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "lib/expunge.h"
-#include "lib/lock_keep.h"
 #include "lib/mbox.h"
 #include "lib/store_io.h"
 #include "lib/temp_drop.h"
-#include "lib/uidl_set.h"
-
-/* One update in progress. */
-struct update {
-	const struct user_agent *agent;
-	struct message_update_result result;
-	struct mbox_table wanted;     /* what is to be deleted or marked; owned */
-	void *bytes;		      /* owned when read from the memfd */
-	struct uidl_set *set;	      /* of wanted; owned */
-	struct indexed_spool indexed; /* the spool as it is now */
-	uint8_t *deleted;	      /* owned */
-	bool marked;		      /* the table has new read marks */
-	int directory_fd;
-	int spool_fd;
-	struct dot_lock dot_lock;
-	bool dot_locked;
-	const struct store_io *io; /* where the dot-lock is ours, it is kept fresh by this */
-	struct lock_keeper keeper;
-};
 
 static enum update_status
 status_of(const struct error *error)
@@ -59,108 +37,6 @@ fail(struct message_update_result *result, const struct error *error)
 	snprintf(text, sizeof text, "%s%s%s", result->reason, result->reason[0] != '\0' ? "; " : "",
 	    error->text);
 	message_text(result->reason, sizeof result->reason, text);
-}
-
-/* The deletion list as it came: inline, or in a memfd whose size must be what was announced. */
-static int
-load_list(struct update *update, struct error *error)
-{
-	const struct message_update *message = update->agent->update;
-	size_t messages_size = (size_t)message->records * sizeof(struct mbox_message);
-	size_t size = messages_size + message->strings_size;
-	const unsigned char *bytes = update->agent->deletions;
-
-	if (bytes == NULL) {
-		update->bytes = malloc(size);
-		if (update->bytes == NULL)
-			return error_set_errno(error, ENOMEM, "list of deletions");
-		if (store_read(&store_io_system, update->agent->deletions_fd, update->bytes, size,
-			0, "list of deletions", error) == -1)
-			return -1;
-		bytes = update->bytes;
-	} else if (update->agent->deletions_size != size) {
-		return error_set(error, ERROR_FORMAT, "list of deletions of a wrong size");
-	}
-	/* Aligned copy: the inline bytes stand behind a header of their own. */
-	update->wanted.messages = malloc(messages_size);
-	update->wanted.strings = malloc((size_t)message->strings_size + 1);
-	if (update->wanted.messages == NULL || update->wanted.strings == NULL)
-		return error_set_errno(error, ENOMEM, "list of deletions");
-	memcpy(update->wanted.messages, bytes, messages_size);
-	memcpy(update->wanted.strings, bytes + messages_size, message->strings_size);
-	update->wanted.strings[message->strings_size] = '\0';
-	update->wanted.strings_size = message->strings_size;
-	update->wanted.count = message->records;
-	return 0;
-}
-
-static int
-make_set(struct update *update, struct error *error)
-{
-	const struct mbox_table *wanted = &update->wanted;
-
-	for (uint32_t i = 0; i < wanted->count; i++) {
-		uint32_t uid = wanted->messages[i].uid;
-		if ((uid & MBOX_UID_IN_STRINGS) != 0 &&
-		    (uid & ~MBOX_UID_IN_STRINGS) >= wanted->strings_size)
-			return error_set(error, ERROR_FORMAT, "deletion %u has no unique-id", i);
-	}
-	return uidl_set_new(wanted, 0, &update->set, error);
-}
-
-/* Mark a message as read where it is not; the table may be borrowed from an index. */
-static int
-mark_read(struct update *update, uint32_t i, struct error *error)
-{
-	if ((update->indexed.table.messages[i].flags & MBOX_READ) != 0)
-		return 0;
-	if (user_agent_own_table(&update->indexed, error) == -1)
-		return -1;
-	update->indexed.table.messages[i].flags |= MBOX_READ;
-	update->marked = true;
-	return 0;
-}
-
-/* What is wanted of message i of the spool as it is: 0 for nothing. */
-static uint16_t
-wanted_flags(const struct update *update, uint32_t i)
-{
-	const struct mbox_table *table = &update->indexed.table;
-	const struct mbox_message *message = &table->messages[i];
-	uint32_t found;
-
-	if (update->set == NULL || (message->flags & MBOX_HIDDEN) != 0)
-		return 0; /* nothing is wanted, or no client has seen it */
-	found = uidl_set_find(update->set, table, message);
-	return found != UIDL_SET_NONE ? update->wanted.messages[found].flags : 0;
-}
-
-/* Find what is to go, and what was read, in the table of the spool as it is. */
-static int
-mark_wanted(struct update *update, struct error *error)
-{
-	const struct mbox_table *table = &update->indexed.table;
-	struct message_update_result *result = &update->result;
-
-	free(update->deleted);
-	update->deleted = calloc(1, (size_t)table->count / 8 + 1);
-	if (update->deleted == NULL)
-		return error_set_errno(error, ENOMEM, "set of deletions");
-	result->deleted = 0;
-	result->deleted_octets = 0;
-	for (uint32_t i = 0; i < table->count; i++) {
-		uint16_t flags = wanted_flags(update, i);
-		if ((flags & MBOX_TOMBSTONE) != 0) {
-			update->deleted[i / 8] |= (uint8_t)(1u << (i % 8));
-			result->deleted++;
-			result->deleted_octets += table->messages[i].octets;
-		} else if ((flags & MBOX_READ) != 0 && mark_read(update, i, error) == -1) {
-			return -1;
-		}
-	}
-	result->left = table->count - table->hidden - result->deleted;
-	result->left_octets = table->total_octets - result->deleted_octets;
-	return 0;
 }
 
 /* Open the spool for writing and lock it; the monitor gets a duplicate of the locked descriptor. */
@@ -263,12 +139,8 @@ lock_maildrop(struct update *update, bool *exists_out, struct error *error)
 	}
 }
 
-/*
- * The locks and the owner record must outlive a power loss before the first byte moves. The record
- * first: it knows the dot-lock, and leads to it when nobody else does.
- */
-static int
-make_durable(const struct update *update, struct error *error)
+int
+update_make_durable(const struct update *update, struct error *error)
 {
 	if (store_sync(&store_io_system, update->agent->journal_lock_fd, "journal owner record",
 		error) == -1)
@@ -292,32 +164,39 @@ replace_spool(struct update *update, const struct expunge_plan *plan)
 	return true;
 }
 
-/* The next session need not read the spool again; that it must is no failure of the update. */
-static void
-remember(struct update *update)
+void
+update_remember(struct update *update)
 {
 	struct error ignored;
 
+	update->indexed.read_spool |= update->read_count > 0;
 	user_agent_send_index(update->agent, update->spool_fd, &update->indexed, &ignored);
 }
 
-/* The same after an expunge: the table follows from the plan. */
-static void
-remember_survivors(struct update *update, const struct expunge_plan *plan)
+/* The same after an expunge, and what is left to be done: the table follows from the plan. */
+static int
+settle_survivors(struct update *update, const struct expunge_plan *plan, struct error *error)
 {
 	struct indexed_spool after;
 	struct error ignored;
+	struct stat status;
+	int result = 0;
 
 	if (update->agent->settings->content_length)
-		return; /* one that led nowhere may lead to a separator now: only a scan tells */
+		return 0; /* one that led nowhere may lead to a separator now: only a scan tells */
 	user_agent_indexed_start(&after);
 	after.filesystem = update->indexed.filesystem;
 	after.read_spool = true;
-	if (user_agent_firm_identity(update->spool_fd, &after) &&
-	    index_table_after(&store_io_system, update->spool_fd, after.identity.size,
-		&update->indexed.table, update->deleted, plan, &after.table, &ignored) == 0)
-		user_agent_send_index(update->agent, update->spool_fd, &after, &ignored);
+	if (store_status(update->io, update->spool_fd, &status, "spool", &ignored) == 0 &&
+	    index_table_after(update->io, update->spool_fd, (uint64_t)status.st_size,
+		&update->indexed.table, update->deleted, plan, &after.table, &ignored) == 0) {
+		result = update_edit_status(update, &after.table, true, error);
+		if (result == 0 && user_agent_firm_identity(update->spool_fd, &after) &&
+		    after.identity.size == (uint64_t)status.st_size)
+			user_agent_send_index(update->agent, update->spool_fd, &after, &ignored);
+	}
 	user_agent_indexed_free(&after);
+	return result;
 }
 
 static int
@@ -326,14 +205,12 @@ expunge_in_place(struct update *update, const struct expunge_plan *plan, struct 
 	bool pending;
 	int result;
 
-	if (make_durable(update, error) == -1)
+	if (update_make_durable(update, error) == -1)
 		return -1;
 	result = expunge_apply(
 	    update->io, update->spool_fd, update->agent->journal_fd, plan, &pending, error);
 	update->result.recovery = pending ? RECOVERY_PENDING : RECOVERY_NONE;
-	if (result == 0)
-		remember_survivors(update, plan);
-	return result;
+	return result == 0 ? settle_survivors(update, plan, error) : -1;
 }
 
 /* What was deleted before goes with every rewrite; who counted it then does not count it again. */
@@ -360,57 +237,21 @@ rewrite(struct update *update, struct error *error)
 	    expunge_plan_make(&update->indexed.table, update->deleted, &abilities, &plan, error) ==
 		-1)
 		return -1;
-	result = replace_spool(update, &plan) ? 0 : expunge_in_place(update, &plan, error);
+	result = update_edit_plan(update, &plan, error);
+	if (result == 0 && !replace_spool(update, &plan))
+		result = expunge_in_place(update, &plan, error);
 	expunge_plan_free(&plan);
-	return result;
-}
-
-/* The table after the marks were written, to be remembered. */
-static void
-remember_marks(struct update *update)
-{
-	struct error ignored;
-
-	if (user_agent_own_table(&update->indexed, &ignored) == -1 ||
-	    !user_agent_firm_identity(update->spool_fd, &update->indexed))
-		return;
-	purge_note_marks(&update->indexed.table, update->deleted);
-	update->indexed.read_spool = true;
-	remember(update);
-}
-
-/* Leave the deleted messages in the spool, with tombstones: all of them, or none. */
-static int
-write_marks(struct update *update, const struct purge_marks *marks, struct error *error)
-{
-	bool pending;
-	int result;
-
-	if (make_durable(update, error) == -1)
-		return -1;
-	result = expunge_edit(update->io, update->spool_fd, update->agent->journal_fd,
-	    marks->patches, marks->count, &pending, error);
-	update->result.recovery = pending ? RECOVERY_PENDING : RECOVERY_NONE;
-	if (result == 0)
-		remember_marks(update);
 	return result;
 }
 
 static int
 expunge(struct update *update, struct error *error)
 {
-	struct purge_marks marks;
-	bool possible;
-	int result;
+	bool done;
 
-	if (user_agent_make_marks(update->agent, update->io, update->spool_fd,
-		&update->indexed.table, update->deleted, &marks, &possible, error) == -1)
+	if (update_defer(update, &done, error) == -1)
 		return -1;
-	if (!possible)
-		return rewrite(update, error);
-	result = write_marks(update, &marks, error);
-	purge_marks_free(&marks);
-	return result;
+	return done ? 0 : rewrite(update, error);
 }
 
 /* Find what is wanted in the table of the spool, and do it. */
@@ -419,12 +260,14 @@ update_spool(struct update *update, bool trust_index, struct error *error)
 {
 	if (user_agent_index_spool(
 		update->agent, update->spool_fd, trust_index, &update->indexed, error) == -1 ||
-	    mark_wanted(update, error) == -1)
+	    update_mark_wanted(update, error) == -1)
 		return -1;
 	if (update->result.deleted > 0)
 		return expunge(update, error);
-	update->indexed.read_spool |= update->marked;
-	remember(update);
+	if (update_edit_status(update, &update->indexed.table, false, error) == -1)
+		return -1;
+	if (!update->edited || user_agent_firm_identity(update->spool_fd, &update->indexed))
+		update_remember(update);
 	return 0;
 }
 
@@ -455,10 +298,10 @@ change_temp_drop(struct update *update, struct error *error)
 
 	if (user_agent_temp_drop(agent, agent->session_lock_fd, &temp_fd, error) == -1 ||
 	    user_agent_index_spool(agent, temp_fd, false, &update->indexed, error) == -1 ||
-	    mark_wanted(update, error) == -1 ||
+	    update_mark_wanted(update, error) == -1 ||
 	    expunge_plan_make(&update->indexed.table, update->deleted, NULL, &plan, error) == -1)
 		return -1;
-	if (make_durable(update, error) == 0)
+	if (update_make_durable(update, error) == 0)
 		result = user_agent_update_temp_drop(
 		    agent, update->io, update->spool_fd, temp_fd, &plan, &update->result, error);
 	expunge_plan_free(&plan);
@@ -484,12 +327,11 @@ keep_marks(struct update *update, struct error *error)
 	update->indexed.filesystem = filesystem;
 	if (user_agent_look(
 		agent, update->directory_fd, update->spool_fd, &update->indexed, error) == -1 ||
-	    mark_wanted(update, error) == -1)
+	    update_mark_wanted(update, error) == -1)
 		return -1;
 	if (update->result.deleted > 0)
 		return error_set(error, ERROR_FORMAT, "a list of read marks deletes messages");
-	update->indexed.read_spool |= update->marked;
-	remember(update);
+	update_remember(update);
 	return 0;
 }
 
@@ -498,8 +340,7 @@ apply(struct update *update, struct error *error)
 {
 	bool exists;
 
-	if (update->agent->update->records > 0 &&
-	    (load_list(update, error) == -1 || make_set(update, error) == -1))
+	if (update_load_wanted(update, error) == -1)
 		return -1;
 	if (update->agent->journal_fd == -1 && !update->agent->temp_drop)
 		return keep_marks(update, error);
@@ -520,10 +361,7 @@ finish(struct update *update)
 	result = message_send(update->agent->channel, MESSAGE_AGENT_FINISHED, &update->result, NULL,
 	    0, NULL, 0, &error);
 	user_agent_indexed_free(&update->indexed);
-	mbox_table_free(&update->wanted);
-	uidl_set_free(update->set);
-	free(update->bytes);
-	free(update->deleted);
+	update_free_wanted(update);
 	return result;
 }
 

@@ -197,6 +197,7 @@ struct relocation {
 	uint32_t last_old;	  /* the last one placed, in the old table */
 	uint64_t position;	  /* in the new spool */
 	uint64_t source_end;	  /* of the last kept part */
+	bool edited;		  /* text has been put in since */
 	uint8_t *touched;	  /* bits of messages to be verified */
 };
 
@@ -274,6 +275,36 @@ place_message(struct relocation *relocation, uint32_t i, uint64_t start, struct 
 	return measure_prefix(relocation, message, error);
 }
 
+/* Bytes of the message placed last come, or go (modulo 2^64). */
+static void
+resize(struct relocation *relocation, uint64_t bytes, uint64_t octets)
+{
+	struct mbox_message *message = &relocation->table->messages[relocation->next - 1];
+
+	message->content_length += bytes;
+	message->octets += octets;
+	if ((message->flags & MBOX_HIDDEN) == 0)
+		relocation->table->total_octets += octets;
+	touch(relocation, relocation->next - 1);
+}
+
+/*
+ * Where text was put into a message, and the kept part goes on in it but not where the last one
+ * ended, the text stands for what lies between: a part of a line.
+ */
+static void
+skip_replaced(struct relocation *relocation, uint64_t source)
+{
+	const struct mbox_message *last = &relocation->old->messages[relocation->last_old];
+	uint64_t gone = source - relocation->source_end;
+
+	if (!relocation->edited || source <= relocation->source_end ||
+	    source >= last->offset + last->prefix_length + last->content_length)
+		return;
+	resize(relocation, 0 - gone, 0 - gone);
+	relocation->source_end = source;
+}
+
 /* Give every message that begins in this kept part its new offset. */
 static int
 place_kept(
@@ -281,6 +312,8 @@ place_kept(
 {
 	uint64_t end = segment->source + segment->length;
 
+	skip_replaced(relocation, segment->source);
+	relocation->edited = false;
 	if (!follows(relocation, segment->source))
 		return unknown(error);
 	while (relocation->next_old < relocation->old->count) {
@@ -316,27 +349,37 @@ inserted_uid(const struct expunge_segment *segment, const char **uid_out)
 	return segment->length - name_size - 1;
 }
 
-/* An inserted field stands behind the prefix of the message placed last. */
+/* How many octets LFs without CR add to the text. */
+static uint64_t
+added_octets(const struct expunge_segment *segment)
+{
+	uint64_t added = 0;
+
+	for (uint64_t i = 0; i < segment->length; i++)
+		added +=
+		    segment->text[i] == '\n' && (i == 0 || segment->text[i - 1] != '\r') ? 1 : 0;
+	return added;
+}
+
+/* Text stands in the message placed last; an X-UIDL field is its unique-id. */
 static int
 place_text(
     struct relocation *relocation, const struct expunge_segment *segment, struct error *error)
 {
-	struct mbox_message *message;
 	char text[UIDL_MAX_LENGTH + 1];
 	const char *uid;
 	size_t length = inserted_uid(segment, &uid);
 
-	if (relocation->next == 0 || length == 0)
+	if (relocation->next == 0)
 		return unknown(error);
-	message = &relocation->table->messages[relocation->next - 1];
-	memcpy(text, uid, length);
-	text[length] = '\0';
-	append_string(relocation->table, message, text, length + 1);
-	message->content_length += segment->length;
-	message->octets += segment->length + 1; /* its LF becomes CRLF */
-	if ((message->flags & MBOX_HIDDEN) == 0)
-		relocation->table->total_octets += segment->length + 1;
-	touch(relocation, relocation->next - 1);
+	if (length > 0) {
+		memcpy(text, uid, length);
+		text[length] = '\0';
+		append_string(relocation->table, &relocation->table->messages[relocation->next - 1],
+		    text, length + 1);
+	}
+	resize(relocation, segment->length, segment->length + added_octets(segment));
+	relocation->edited = true;
 	return 0;
 }
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """What a session leaves behind: options that delete more, or less, or otherwise than RFC 1939."""
 import fcntl
+import mailbox
 import os
 import struct
 import time
@@ -159,6 +160,95 @@ def read_marks_wait_for_a_deliverer(site):
     client = site.login()
     assert client.stat()[0] == 201
     client.quit()
+
+
+# ---- update-status-headers ----
+
+def flags(site):
+    """Status of each message, as another mail reader finds it."""
+    return [found.get_flags() for found in mailbox.mbox(site.spool_path())]
+
+
+@test
+def status_in_place(site):
+    """a Status: field becomes one of a message that was read, in its place; nothing else changes, nothing grows"""
+    site.add_user()
+    fields = ["Status: O\n", "Status: RO\n", "", "status:U     \n", "Status: OZ\n", "Status:\n", "Status: O\n",
+              "Status: O\n folded\n"]
+    site.put_mail([message(i + 1, extra=field) for i, field in enumerate(fields)])
+    site.start(update_status_headers="true")
+    client = site.login()
+    before = client.uidl()[1]
+    for number in 1, 2, 3, 4, 5, 6, 8:
+        client.retr(number)
+    client.quit()
+    fields[0] = "Status:RO\n"
+    fields[3] = "Status:    RO\n"
+    fields[4] = "Status: RO\n"
+    assert site.read_mail().decode() == "".join(message(i + 1, extra=field) for i, field in enumerate(fields))
+    assert [found == "RO" for found in flags(site)] == [True, True, False, True, True, False, False, False]
+    client = site.login()
+    assert client.uidl()[1] == before
+    client.retr(1)
+    client.quit()
+    assert site.log().count("ended early") == 0
+
+
+@test
+def status_in_a_rewrite(site):
+    """behind a deletion a missing field is inserted and a short one is lengthened, as long as there is room"""
+    site.add_user()
+    fields = ["Status: O\n", "X: gone\n", "Status: O\n", "", "Status: O\n", ""] + [""] * 60
+    site.put_mail([message(i + 1, extra=field) for i, field in enumerate(fields)])
+    old = site.read_mail()
+    site.start(update_status_headers="true", filler="false")
+    client = site.login()
+    kept = [line.split()[1] for line in client.uidl()[1]]
+    for number in 1, 2, 3, 4, *range(6, 67):
+        client.retr(number)
+    client.dele(2)
+    client.quit()
+    room = len(message(2, extra=fields[1]))
+    fields[0] = "Status:RO\n"
+    fields[2] = "Status: RO\n"
+    room -= 1
+    for i in [3, *range(5, 66)]:
+        if room < 11:
+            break
+        fields[i] = "Status: RO\n"
+        room -= 11
+    new = site.read_mail().decode()
+    assert new == "".join(message(i + 1, extra=field) for i, field in enumerate(fields) if i != 1)
+    assert len(new) <= len(old)
+    client = site.login()
+    assert [line.split()[1] for line in client.uidl()[1]] == kept[:1] + kept[2:]
+    assert client.stat()[0] == 65
+    client.quit()
+
+
+@test
+def status_of_many(site):
+    """in a large maildrop the index knows every mark, whether it stands in the spool or found no room there"""
+    site.add_user()
+    site.put_mail([message(i, extra="Status: O\n" if i % 2 else "") for i in range(1, 201)])
+    site.start(update_status_headers="true", deferred_purge="true")
+    fetch(site, *range(1, 101))
+    assert flags(site) == ["RO" if i % 2 and i <= 100 else "O" if i % 2 else "" for i in range(1, 201)]
+    wait_until(lambda: marks_of(site) == 100, 10, "100 read marks")
+    client = site.login()
+    client.retr(101)
+    client.retr(102)
+    client.dele(50)
+    client.quit()
+    assert flags(site)[100] == "RO" and b"X-Qpopper-Deleted: " in site.read_mail()
+    wait_until(lambda: marks_of(site) == 102, 10, "102 read marks")
+    client = site.login()
+    client.retr(198)
+    for number in range(1, 99):
+        client.dele(number)
+    client.quit()
+    assert flags(site) == ["RO", "RO", "RO"] + ["O" if i % 2 else "" for i in range(103, 199)] + ["RO", ""], flags(site)
+    assert marks_of(site) is None or wait_until(lambda: marks_of(site) == 4, 10, "4 read marks")
 
 
 # ---- auto-delete ----

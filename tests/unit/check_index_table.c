@@ -14,6 +14,7 @@
 #include "lib/expunge.h"
 #include "lib/index.h"
 #include "lib/mbox_filler.h"
+#include "lib/mbox_status.h"
 #include "lib/uidl.h"
 #include "tests/unit/mbox_fixture.h"
 
@@ -146,6 +147,79 @@ START_TEST(after_an_expunge)
 	if (_i == 5)
 		ck_assert_uint_gt(inserted, 0);
 	free_spool(&spool);
+}
+END_TEST
+
+/* Let a plan write Status: fields into all messages that have room; how many. */
+static unsigned
+edit_plan(struct spool *old, const uint8_t *deleted, struct expunge_plan *plan)
+{
+	struct expunge_replacement list[MESSAGES_MAX];
+	uint8_t dropped[MESSAGES_MAX / 8 + 1];
+	struct error error;
+	unsigned made = 0;
+
+	for (uint32_t i = 0; i < old->table.count; i++) {
+		const struct mbox_message *message = &old->table.messages[i];
+		uint64_t start = message->offset + message->prefix_length;
+		struct mbox_status_edit edit;
+		bool cut;
+
+		ck_assert(
+		    mbox_status_find(old->bytes + start, message->content_length, &edit, &cut));
+		list[i] = (struct expunge_replacement){ .offset = start + edit.offset,
+			.length = edit.length,
+			.bytes = edit.text,
+			.size = strlen(edit.text) };
+	}
+	ck_assert_int_eq(expunge_plan_replace(
+			     &old->table, deleted, list, old->table.count, plan, dropped, &error),
+	    0);
+	for (uint32_t i = 0; i < old->table.count; i++) {
+		if ((dropped[i / 8] >> (i % 8) & 1) != 0 || (deleted[i / 8] >> (i % 8) & 1) != 0)
+			continue;
+		old->table.messages[i].flags |= MBOX_READ | MBOX_OLD | MBOX_STATUS;
+		made++;
+	}
+	return made;
+}
+
+/* The same where the plan edits what it moves: fields that are inserted, lengthened, shortened. */
+START_TEST(after_an_expunge_with_edits)
+{
+	static const char *const fields[] = { "", "Status: O\n", "Status: OZZZZZ\r\n", "X: y\n" };
+	struct spool spool = { .size = 0 };
+	unsigned made = 0;
+
+	for (uint32_t i = 0; i < 8; i++)
+		spool.size += (size_t)sprintf(spool.bytes + spool.size,
+		    SEP "%sSubject: %u\n\nbody of a message\n\n", fields[(i + (uint32_t)_i) % 4],
+		    i % 3);
+	spool.fd = memfd_create("spool", MFD_CLOEXEC);
+	ck_assert_int_eq(write(spool.fd, spool.bytes, spool.size), (ssize_t)spool.size);
+	for (unsigned which = 1; which < 0xff; which++) {
+		const uint8_t deleted[2] = { (uint8_t)which, 0 };
+		struct mbox_table after;
+		struct expunge_plan plan;
+		struct error error;
+		struct spool new;
+
+		scan(&spool);
+		if (expunge_plan_make(&spool.table, deleted, NULL, &plan, &error) == 0) {
+			made += edit_plan(&spool, deleted, &plan);
+			apply(&spool, &plan, &new);
+			ck_assert_msg(index_table_after(&store_io_system, new.fd, new.size,
+					  &spool.table, deleted, &plan, &after, &error) == 0,
+			    "%x: %s", which, error.text);
+			expect_same_messages(&after, &new.table);
+			mbox_table_free(&after);
+			expunge_plan_free(&plan);
+			free_spool(&new);
+		}
+		mbox_table_free(&spool.table);
+	}
+	ck_assert_uint_gt(made, 100);
+	close(spool.fd);
 }
 END_TEST
 
@@ -329,6 +403,7 @@ main(void)
 	SRunner *runner = srunner_create(suite);
 	int failed;
 
+	tcase_add_loop_test(tcase, after_an_expunge_with_edits, 0, 4);
 	tcase_add_loop_test(tcase, after_an_expunge, 0, 40);
 	tcase_add_loop_test(tcase, fillers_are_found, 0, 4);
 	tcase_add_test(tcase, marks_survive_an_expunge);
