@@ -142,10 +142,10 @@ lock_maildrop(struct update *update, bool *exists_out, struct error *error)
 int
 update_make_durable(const struct update *update, struct error *error)
 {
-	if (dot_lock_make_durable(update->directory_fd, error) == -1)
+	if (store_sync(&store_io_system, update->agent->journal_lock_fd, "journal owner record",
+		error) == -1)
 		return -1;
-	return store_sync(
-	    &store_io_system, update->agent->journal_lock_fd, "journal owner record", error);
+	return dot_lock_make_durable(update->directory_fd, error);
 }
 
 /*
@@ -189,7 +189,10 @@ settle_survivors(struct update *update, const struct expunge_plan *plan, struct 
 	    index_table_after(update->io, update->spool_fd, (uint64_t)status.st_size,
 		&update->indexed.table, update->deleted, plan, &after.table, &ignored) == 0) {
 		result = update_edit_status(update, &after.table, true, error);
-		if (result == 0 && user_agent_firm_identity(update->spool_fd, &after) &&
+		/* a Content-Length that led nowhere may lead to a separator now: only a scan tells
+		 */
+		if (result == 0 && !update->agent->settings->content_length &&
+		    user_agent_firm_identity(update->spool_fd, &after) &&
 		    after.identity.size == (uint64_t)status.st_size)
 			user_agent_send_index(update->agent, update->spool_fd, &after, &ignored);
 	}
