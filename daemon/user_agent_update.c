@@ -191,7 +191,10 @@ settle_survivors(struct update *update, const struct expunge_plan *plan, struct 
 	    index_table_after(update->io, update->spool_fd, (uint64_t)status.st_size,
 		&update->indexed.table, update->deleted, plan, &after.table, &ignored) == 0) {
 		result = update_edit_status(update, &after.table, true, error);
-		if (result == 0 && user_agent_firm_identity(update->spool_fd, &after) &&
+		/* a Content-Length that led nowhere may lead to a separator now: only a scan tells
+		 */
+		if (result == 0 && !update->agent->settings->content_length &&
+		    user_agent_firm_identity(update->spool_fd, &after) &&
 		    after.identity.size == (uint64_t)status.st_size)
 			user_agent_send_index(update->agent, update->spool_fd, &after, &ignored);
 	}

@@ -32,7 +32,10 @@ struct update {
 
 /* ---- user_agent_update.c ---- */
 
-/* The locks and the owner record must outlive a power loss before the first byte moves. */
+/*
+ * The locks and the owner record must outlive a power loss before the first byte moves. The record
+ * first: it knows the dot-lock, and leads to it when nobody else does.
+ */
 int update_make_durable(const struct update *update, struct error *error);
 /* The next session need not read the spool again; that it must is no failure of the update. */
 void update_remember(struct update *update);
