@@ -182,8 +182,6 @@ settle_survivors(struct update *update, const struct expunge_plan *plan, struct 
 	struct stat status;
 	int result = 0;
 
-	if (update->agent->settings->content_length)
-		return 0; /* one that led nowhere may lead to a separator now: only a scan tells */
 	user_agent_indexed_start(&after);
 	after.filesystem = update->indexed.filesystem;
 	after.read_spool = true;
